@@ -1,0 +1,45 @@
+# The interface: `make demo` and `make test` do all set-up by themselves; see README.md.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo test check images qemu bench nightly clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP) ## Debian packages, the virtual environment, the guest image
+	@$(BIN)/switchover image build --quiet
+
+$(STAMP): pyproject.toml tools/setup
+	@tools/setup $(VENV)
+	@touch $@
+
+demo: setup ## none and tap-handover, interleaved, on real guests
+	@$(BIN)/switchover demo
+
+test: setup check ## all tests but the nightly ones
+	@$(BIN)/pytest tests/net tests/vm tests/migration
+
+check: $(STAMP) ## ruff, mypy, import layers, unit tests: seconds, no root, no VM
+	@$(BIN)/ruff check harness tests bench
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache 2>&1 | tail -n 4; test $${PIPESTATUS[0]} -eq 0
+	@$(BIN)/pytest -q tests/unit
+
+images: $(STAMP) ## the guest image
+	@$(BIN)/switchover image build
+
+qemu: $(STAMP) ## the reference QEMU: Debian's source and our series
+	@$(BIN)/switchover qemu build reference
+
+bench: setup ## speed, as ratios within one run
+	@$(BIN)/python -m bench
+
+nightly: setup ## the long campaigns
+	@$(BIN)/pytest tests -m nightly
+
+clean: ## the virtual environment (caches and results stay)
+	rm -rf $(VENV)

@@ -1,0 +1,83 @@
+"""The exception tree.
+
+::
+
+    SwitchoverError                exit 2   root; a message for people and, where there is one, the mend
+    |-- UsageError                 exit 4   bad usage or a bad file
+    |   `-- ScenarioError                   a scenario that can't be meant: names file, key, value and mend
+    |-- EnvironmentLackError       exit 3   this environment lacks something
+    |   `-- FeatureLackError                the QEMU at hand lacks a feature
+    `-- TestbedError               exit 2   the testbed, or something it runs, broke
+        |-- DeadlineError                   a wait ended: what was awaited, what was seen last
+        |-- ProcessError                    a supervised process failed: command, status, tail of its output
+        `-- MigrationError                  the migration ended in a state nobody asked for
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "DeadlineError",
+    "EnvironmentLackError",
+    "FeatureLackError",
+    "MigrationError",
+    "ProcessError",
+    "ScenarioError",
+    "SwitchoverError",
+    "TestbedError",
+    "UsageError",
+]
+
+
+class SwitchoverError(Exception):
+    """Root of all errors this package raises on purpose.
+
+    ``hint`` says how to mend it; ``exit_code`` is what the command ends with.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message}\n  mend: {self.hint}"
+
+
+class UsageError(SwitchoverError):
+    """What the user asked for can't be meant."""
+
+    exit_code = 4
+
+
+class ScenarioError(UsageError):
+    """A scenario file or setting that is wrong."""
+
+
+class EnvironmentLackError(SwitchoverError):
+    """This host lacks what the work needs."""
+
+    exit_code = 3
+
+
+class FeatureLackError(EnvironmentLackError):
+    """This QEMU or guest lacks a feature that was asked for."""
+
+
+class TestbedError(SwitchoverError):
+    """The testbed broke, which says nothing about the claim under test."""
+
+    __test__ = False  # pytest collects classes named Test*
+
+
+class DeadlineError(TestbedError):
+    """A wait ended without what it waited for."""
+
+
+class ProcessError(TestbedError):
+    """A supervised process failed."""
+
+
+class MigrationError(TestbedError):
+    """A migration ended in a state that the plan did not ask for."""

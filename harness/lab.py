@@ -1,0 +1,356 @@
+"""A lab: the private host world of one pair, and the pair in it.
+
+    async with Lab(settings) as lab:
+        await lab.start()
+        record = await lab.migrate(plan, deadline=...)
+
+The lab owns namespaces, bridges, TAPs and machines; whoever holds a reference to a machine after `migrate` finds the
+guest in `lab.mobile`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+
+from harness.builds import QemuInstall
+from harness.capture.live import Injector, LiveTap
+from harness.errors import DeadlineError, SwitchoverError, TestbedError
+from harness.host.bridge import PortFlags
+from harness.host.deadline import Deadline
+from harness.host.network import MANAGEMENT_BRIDGE, Network, Port
+from harness.host.warden import Warden
+from harness.migrate.account import FrameAccount
+from harness.migrate.driver import MigrationDriver, MigrationRecord
+from harness.migrate.mechanisms.base import Report, Side
+from harness.model.addresses import MOBILE, PEER, PREFIX4, PREFIX6, Addresses
+from harness.model.events import Event, Timeline
+from harness.model.plan import MigrationPlan
+from harness.model.scenario import DestinationPort, Peer
+from harness.model.units import parse_size
+from harness.traffic.endpoint import Endpoint, GuestEndpoint, NamespaceEndpoint
+from harness.vm.argv import MachineSpec, NicSpec
+from harness.vm.image import GuestImage
+from harness.vm.machine import Machine, MachineLogs
+from harness.vm.warm import load_state, save_state, warm_state
+
+__all__ = ["Lab", "LabSettings"]
+
+NIC = "net0"
+MANAGEMENT_NIC = "mgmt0"
+PEER_PORT = "sw-peer"
+
+
+class LabSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a lab is made of. `cold` boots for real instead of starting from a saved state."""
+
+    source: QemuInstall
+    destination: QemuInstall
+    accelerator: str
+    image: GuestImage
+    cache: Path
+    memory: str = "256M"
+    vcpus: int = 1
+    machine: str = "q35"
+    cpu: str | None = None
+    peer: Peer = Peer.GUEST
+    mtu: int = 1500
+    queues: int = 1
+    vhost: bool = False
+    management: bool = True
+    static_neighbours: bool = True
+    destination_port: DestinationPort = DestinationPort.AT_RESUME
+    cold: bool = False
+    boot_s: float = 60.0
+
+    def spec(self, name: str, qemu: QemuInstall, addresses: Addresses, *, queues: int = 1) -> MachineSpec:
+        """The machine that runs a guest with these addresses."""
+        mtu = self.mtu if self.mtu != 1500 else None
+        nics = [NicSpec(id=NIC, mac=addresses.mac, queues=queues, vhost=self.vhost, mtu=mtu)]
+        if self.management:
+            nics.append(NicSpec(id=MANAGEMENT_NIC, mac=addresses.management_mac))
+        return MachineSpec(
+            name=name, argv_prefix=qemu.argv_prefix, data_dirs=qemu.data_dirs, accelerator=self.accelerator,
+            machine=self.machine, cpu=self.cpu or ("host" if self.accelerator == "kvm" else "qemu64"),
+            memory_mib=parse_size(self.memory) >> 20, vcpus=self.vcpus, kernel=str(self.image.kernel),
+            initrd=str(self.image.initrd), append=("console=ttyS0", "quiet", "panic=1", "reboot=t"), nics=tuple(nics),
+        )  # fmt: skip
+
+
+class Lab:
+    """One pair in its world. Use as an asynchronous context manager.
+
+    `logs` is a folder for QMP transcripts and consoles, or None to keep none.
+    """
+
+    def __init__(self, settings: LabSettings, *, logs: Path | None = None, progress: Callable[[str], None] | None = None) -> None:
+        self.settings = settings
+        self.timeline = Timeline()
+        self.warden = Warden()
+        self.network = Network(self.warden)
+        self.peer_port: Port | None = None
+        self.mobile_side: Side | None = None
+        self.peer_machine: Machine | None = None
+        self.figures: dict[str, float] = {}
+        self._logs = logs
+        self._progress = progress or (lambda _: None)
+        self._machines: list[Machine] = []
+        self._open_logs: list[IO[Any]] = []
+        self._live: list[LiveTap] = []
+        self._generation = 0
+        self.endpoints: dict[str, Endpoint] = {}
+
+    async def __aenter__(self) -> Lab:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # -- bring up and tear down
+
+    async def start(self) -> None:
+        """Bring the pair up: both ends have link and address, and answer."""
+        began = time.monotonic()
+        await self.warden.start()
+        await self.network.start(mtu=self.settings.mtu)
+        self.figures["lab_s"] = time.monotonic() - began
+        deadline = Deadline(self.settings.boot_s)
+        if self.settings.peer is Peer.NAMESPACE:
+            await self._start_namespace_peer()
+        mobile_port, mobile_taps = await self._plug("m0", queues=self.settings.queues)
+        mobile = self._machine("m0", "source", self.settings.source, MOBILE, queues=self.settings.queues)
+        # The live view begins before the guest runs, so that no frame to it is unseen.
+        live = await self._watch(mobile_port)
+        self.mobile_side = Side(mobile, mobile_port, live, FrameAccount(mobile, live, nic=NIC))
+        await self._bring_up(mobile, mobile_taps, MOBILE, PEER, deadline=deadline)
+        self.endpoints["mobile"] = GuestEndpoint("mobile", mobile.agent)
+        if self.settings.peer is Peer.GUEST:
+            self.peer_port, peer_taps = await self._plug("peer")
+            peer = self._machine("peer", "peer", self.settings.source, PEER)
+            self.peer_machine = peer
+            await self._bring_up(peer, peer_taps, PEER, MOBILE, deadline=deadline)
+            self.endpoints["peer"] = GuestEndpoint("peer", peer.agent)
+        self.figures["ready_s"] = time.monotonic() - began
+        self._event("ready", {"cold": self.settings.cold})
+
+    async def close(self) -> None:
+        """Tear everything down; goes on past failures and raises the first of them at the end."""
+        failures: list[Exception] = []
+        for machine in reversed(self._machines):
+            try:
+                await machine.close()
+            except Exception as error:
+                failures.append(error)
+        for live in self._live:
+            with contextlib.suppress(OSError):
+                live.close()
+        for last in (self.network.close, self.warden.close):
+            try:
+                await last()
+            except Exception as error:
+                failures.append(error)
+        for file in self._open_logs:
+            file.close()
+        if failures:
+            raise failures[0]
+
+    @property
+    def mobile(self) -> Machine:
+        """The machine that the mobile guest is in now."""
+        if self.mobile_side is None:
+            raise TestbedError("the lab was not started")
+        return self.mobile_side.machine
+
+    # -- parts
+
+    def _event(self, name: str, data: dict[str, Any]) -> None:
+        self.timeline.record(Event(t_ns=time.time_ns(), source="harness", name=name, data=data))
+
+    def _log(self, name: str, mode: str) -> Any:
+        if self._logs is None:
+            return None
+        file = (self._logs / name).open(mode)
+        self._open_logs.append(file)
+        return file
+
+    def _machine(self, name: str, role: str, qemu: QemuInstall, addresses: Addresses, *, queues: int = 1, incoming: bool = False) -> Machine:
+        spec = self.settings.spec(name, qemu, addresses, queues=queues)
+        if incoming or not self.settings.cold:
+            spec = msgspec.structs.replace(spec, incoming=True, paused=not incoming)
+        logs = MachineLogs(
+            qmp=self._log(f"qmp-{name}.jsonl", "w"), agent=self._log(f"agent-{name}.jsonl", "w"),
+            console=self._log(f"console-{name}.log", "wb"),
+        )
+        machine = Machine(spec, role=role, warden=self.warden, timeline=self.timeline, logs=logs)
+        self._machines.append(machine)
+        return machine
+
+    async def _plug(self, suffix: str, *, queues: int = 1, flags: PortFlags | None = None) -> tuple[Port, dict[str, list[int]]]:
+        """A port on each bridge, with the TAP queues that the machine inherits."""
+        port = await self.network.add_tap(f"sw-{suffix}", queues=queues, flags=flags)
+        taps = {NIC: port.fds}
+        if self.settings.management:
+            management = await self.network.add_tap(f"mg-{suffix}", bridge=MANAGEMENT_BRIDGE)
+            taps[MANAGEMENT_NIC] = management.fds
+        return port, taps
+
+    async def _watch(self, port: Port) -> LiveTap:
+        live = LiveTap(await self.network.packet_socket(), interface=port.name)
+        self._live.append(live)
+        return live
+
+    async def _start_namespace_peer(self) -> None:
+        self.peer_port = await self.network.add_peer_namespace(
+            PEER_PORT, mac=PEER.mac, addresses=[(PEER.ip4, PREFIX4), (PEER.ip6, PREFIX6)]
+        )
+        if self.settings.static_neighbours:
+            for address in (MOBILE.ip4, MOBILE.ip6):
+                await self.network.add_peer_neighbour(address, MOBILE.mac)
+        self.endpoints["peer"] = NamespaceEndpoint(
+            "peer", warden=self.warden, netns="peer", generator=self.settings.image.generator
+        )
+
+    async def _bring_up(
+        self, machine: Machine, taps: dict[str, list[int]], own: Addresses, other: Addresses, *, deadline: Deadline
+    ) -> None:
+        """Boot the guest, or start it warm, and configure it."""
+        if self.settings.cold:
+            await machine.start(taps, deadline=deadline)
+        else:
+            state = await warm_state(
+                machine.spec, cache=self.settings.cache, qemu_build=self.settings.source.build_id,
+                image_digest=self.settings.image.digest, boot=lambda path: self._make_warm_state(machine.spec, path),
+            )
+            await machine.start(taps, deadline=deadline)
+            await load_state(machine, state, deadline=deadline)
+            await machine.qmp.command("cont")
+        await self._ready(machine, deadline=deadline)
+        await self.configure(machine, own, other, deadline=deadline)
+
+    async def _ready(self, machine: Machine, *, deadline: Deadline) -> None:
+        try:
+            await machine.unless_ended(machine.agent.sync(deadline=deadline), what="died before its guest was ready")
+        except DeadlineError as error:
+            console = machine.console.tail() if machine.console else ""
+            shown = "\n".join(f"    {line}" for line in console.splitlines()) or "    (nothing)"
+            raise DeadlineError(
+                f"the guest in {machine.spec.name} was not ready within {self.settings.boot_s:g} s\n"
+                f"  its console ends with:\n{shown}",
+                hint="give a kernel that boots with virtio-pci and a serial console, or more time",
+            ) from error
+
+    async def configure(self, machine: Machine, own: Addresses, other: Addresses, *, deadline: Deadline) -> dict[str, Any]:
+        """Give a guest its addresses and fresh entropy, and see that its NIC has link and address."""
+        words = [
+            f"ip4={own.ip4}/{PREFIX4}", f"ip6={own.ip6}/{PREFIX6}", f"mtu={self.settings.mtu}",
+            f"entropy={base64.b64encode(os.urandom(48)).decode()}", f"hostname={machine.spec.name}",
+        ]
+        if self.settings.management:
+            words.append(f"mgmt={own.management}/{PREFIX4}")
+        if self.settings.static_neighbours:
+            words += [f"neigh={other.ip4}@{other.mac}", f"neigh={other.ip6}@{other.mac}"]
+        report = json.loads(await machine.agent.succeed(["/usr/lib/switchover/configure", *words], deadline=deadline))
+        wanted = {f"{own.ip4}/{PREFIX4}", f"{own.ip6}/{PREFIX6}"}
+        if report["mac"] != own.mac or not wanted <= set(report["addresses"]) or not report["carrier"]:
+            raise TestbedError(f"the guest in {machine.spec.name} is not what it was asked to be: {report}")
+        return dict(report)
+
+    async def _make_warm_state(self, spec: MachineSpec, path: Path) -> None:
+        """Boot a guest in a lab of its own and save its state."""
+        self._progress(f"booting a guest once, to start from its saved state later ({path.stem})")
+        plain = msgspec.structs.replace(spec, name="warm", incoming=False, paused=False)
+        async with Warden() as warden, Network(warden) as network:
+            await network.start(mtu=self.settings.mtu)
+            taps = {nic.id: (await network.add_tap(f"warm-{nic.id}", queues=nic.queues)).fds for nic in spec.nics}
+            machine = Machine(plain, role="warm", warden=warden, timeline=Timeline())
+            deadline = Deadline(self.settings.boot_s)
+            try:
+                await machine.start(taps, deadline=deadline)
+                await self._ready(machine, deadline=deadline)
+                await save_state(machine, path, deadline=deadline)
+            finally:
+                await machine.close()
+
+    # -- use
+
+    async def management_socket(self, *, peer: bool = False, timeout_s: float = 5.0) -> socket.socket:
+        """A TCP connection to the SSH port of a guest, from within the lab."""
+        address = (PEER if peer else MOBILE).management
+        return await self.warden.socket(family=socket.AF_INET, type=socket.SOCK_STREAM, connect=(address, 22))
+
+    async def migrate(self, plan: MigrationPlan, *, deadline: Deadline, capture: Callable[[Port], Any] | None = None) -> MigrationRecord:
+        """Migrate the mobile guest to a fresh machine; on success `mobile` is that one.
+
+        `capture` is called with the destination's port before anything can pass it.
+        """
+        source = self.mobile_side
+        if source is None:
+            raise TestbedError("the lab was not started")
+        if plan.mode == "stop-cont":
+            return await self._stop_cont(plan, source)
+        self._generation += 1
+        name = f"m{self._generation}"
+        from_start = self.settings.destination_port is DestinationPort.FROM_START
+        flags = PortFlags.opened() if from_start else PortFlags.closed()
+        port, taps = await self._plug(name, queues=self.settings.queues, flags=flags)
+        if capture is not None:
+            await capture(port)
+        live = await self._watch(port)
+        machine = self._machine(name, "destination", self.settings.destination, MOBILE, queues=self.settings.queues, incoming=True)
+        destination = Side(machine, port, live, FrameAccount(machine, live, nic=NIC))
+        await machine.start(taps, deadline=deadline.within(20.0))
+        source.machine.role = "source"
+        sockets = [await self.network.packet_socket() for _ in range(4)]
+
+        def injector(side: Side) -> Injector:
+            return Injector(sockets.pop(), interface=side.port.name)
+
+        driver = MigrationDriver(
+            plan, source=source, destination=destination, network=self.network, timeline=self.timeline, nic=NIC,
+            injector=injector, destination_port=self.settings.destination_port, deadline=deadline,
+        )
+        try:
+            record = await driver.run()
+        except SwitchoverError:
+            await machine.close()
+            raise
+        finally:
+            for unused in sockets:
+                unused.close()
+        if record.status == "completed":
+            self.mobile_side = destination
+            self.settings = msgspec.structs.replace(
+                self.settings, source=self.settings.destination, destination=self.settings.source
+            )
+            endpoint = self.endpoints["mobile"]
+            assert isinstance(endpoint, GuestEndpoint)
+            endpoint.agent = machine.agent
+            await machine.agent.sync(deadline=deadline.within(10.0))
+        else:
+            await machine.close()
+        return record
+
+    async def _stop_cont(self, plan: MigrationPlan, source: Side) -> MigrationRecord:
+        """A known outage: stop the guest, wait, let it go on. Nothing may be lost in it."""
+        machine = source.machine
+        began_ns = time.time_ns()
+        await machine.qmp.command("stop")
+        await asyncio.sleep(plan.outage_ms / 1000)
+        await machine.qmp.command("cont")
+        stop = self.timeline.find("STOP", source=machine.role, after_ns=began_ns - 1_000_000)
+        resume = self.timeline.find("RESUME", source=machine.role, after_ns=began_ns - 1_000_000)
+        return MigrationRecord(
+            status="completed", statuses=(), info={}, stop_ns=stop.t_ns if stop else None,
+            resume_ns=resume.t_ns if resume else None, completed_ns=None, report=Report(),
+            undelivered_reason="the guest went on in the same machine",
+        )

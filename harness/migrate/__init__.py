@@ -1,0 +1,1 @@
+"""Drive one migration from a plan: the driver follows events, a mechanism takes care of the frames."""

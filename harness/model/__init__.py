@@ -1,0 +1,1 @@
+"""Frozen values that all layers speak of; no input or output happens here."""

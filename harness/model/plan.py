@@ -1,0 +1,42 @@
+"""The plan of one migration, checked before anything boots."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from harness.model.scenario import MigrationMode, MigrationSection
+
+__all__ = ["MigrationPlan"]
+
+
+class MigrationPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """What the driver is to do. Capabilities and parameters are set on both sides unless they belong to one only."""
+
+    mode: MigrationMode = MigrationMode.PRECOPY
+    mechanism: str = "none"
+    transport: str = "unix"
+    capabilities: tuple[str, ...] = ()
+    parameters: dict[str, Any] = {}
+    hold_ms: float = 0.0
+    outage_ms: float = 100.0
+    cancel_at_switchover: bool = False
+
+    @classmethod
+    def from_section(cls, section: MigrationSection, *, mechanism: str) -> MigrationPlan:
+        return cls(
+            mode=section.mode,
+            mechanism=mechanism,
+            transport=section.transport,
+            capabilities=section.capabilities,
+            parameters=section.parameters,
+            hold_ms=section.hold_ms,
+            outage_ms=section.outage_ms,
+            cancel_at_switchover=section.cancel_at_switchover,
+        )
+
+    @property
+    def pauses(self) -> bool:
+        """Whether the source waits in pre-switchover."""
+        return self.hold_ms > 0 or self.cancel_at_switchover or "pause-before-switchover" in self.capabilities

@@ -1,0 +1,191 @@
+"""result.json: what a run came to. The JSON Schema that `switchover schema` prints derives from these types."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, Literal
+
+import msgspec
+
+from harness.model.scenario import Scenario
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "CaptureResult",
+    "Downtimes",
+    "Figure",
+    "GuestIdentity",
+    "Latency",
+    "LedgerClasses",
+    "MigrationResult",
+    "Outcome",
+    "OutageResult",
+    "PhaseResult",
+    "QemuIdentity",
+    "QemuPair",
+    "RunResult",
+    "StreamResult",
+    "Verdict",
+]
+
+SCHEMA_VERSION = 1
+
+
+class Outcome(StrEnum):
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    INCONCLUSIVE = "inconclusive"
+
+
+class Verdict(StrEnum):
+    PASS = "pass"
+    FAIL = "fail"
+    IMPROVED = "improved"
+    REGRESSED = "regressed"
+    UNCHANGED = "unchanged"
+    INCONCLUSIVE = "inconclusive"
+    NO_BASELINE = "no-baseline"
+
+
+class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class Figure(_Record, frozen=True):
+    """A time in milliseconds and the smallest difference it can show. `value` is None when it could not be measured."""
+
+    value: float | None
+    resolution_ms: float
+
+
+class Downtimes(_Record, frozen=True):
+    """Never one figure: what the machines lost, what the network lost, and what QEMU says."""
+
+    compute_ms: Figure
+    network_ms: Figure
+    reported_ms: Figure
+
+
+class LedgerClasses(_Record, frozen=True):
+    """Every sent packet in exactly one class; the sum is `sent`."""
+
+    delivered: int
+    stranded_at_source: int
+    dropped_by_host: int
+    lost_in_qemu: int
+    dropped_by_guest: int
+    lost_on_return: int
+    unexplained: int
+
+
+class Latency(_Record, frozen=True):
+    p50: float
+    p99: float
+    max: float
+
+
+class OutageResult(_Record, frozen=True):
+    start_ns: int
+    end_ns: int
+    duration_ms: float
+    recovered: bool
+
+
+class PhaseResult(_Record, frozen=True):
+    name: str
+    start_ns: int
+    end_ns: int
+
+
+class StreamResult(_Record, frozen=True):
+    """One stream in one direction. `lost` = sent - delivered; `passed` counts the delivered ones that a mechanism carried over."""
+
+    name: str
+    kind: str
+    direction: str
+    sent: int
+    delivered: int
+    lost: int
+    passed: int
+    late: int
+    duplicated: int
+    reordered: int
+    longest_gap_ms: float | None
+    network_downtime_ms: float | None
+    sent_late_max_ms: float
+    outages: tuple[OutageResult, ...]
+    latency_ms: Latency | None
+    ledger: LedgerClasses
+    lost_by_phase: dict[str, int]
+
+
+class MigrationResult(_Record, frozen=True):
+    """What QEMU says of the migration; RAM figures are those of query-migrate."""
+
+    mode: str
+    capabilities: tuple[str, ...]
+    parameters: dict[str, Any]
+    status: str
+    total_ms: float | None
+    setup_ms: float | None
+    ram: dict[str, Any]
+    statuses: tuple[tuple[str, int], ...]
+
+
+class CaptureResult(_Record, frozen=True):
+    packets: int
+    dropped: int
+
+
+class Announcement(_Record, frozen=True):
+    """A frame by which the network learns where the guest is. `kind`: "rarp", "arp" or "nd"."""
+
+    t_ns: int
+    kind: str
+    interface: str
+
+
+class QemuIdentity(_Record, frozen=True):
+    name: str
+    version: str
+    build: str
+
+
+class QemuPair(_Record, frozen=True):
+    source: QemuIdentity
+    destination: QemuIdentity
+
+
+class GuestIdentity(_Record, frozen=True):
+    kernel: str
+    image: str
+
+
+class RunResult(_Record, frozen=True):
+    """The whole of result.json."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    run_id: str
+    scenario: Scenario
+    outcome: Outcome
+    verdict: Verdict
+    accelerator: str
+    host: dict[str, Any]
+    qemu: QemuPair
+    guest: GuestIdentity
+    mechanism: str
+    downtime: Downtimes
+    phases: tuple[PhaseResult, ...]
+    streams: tuple[StreamResult, ...]
+    tcp: tuple[dict[str, Any], ...] = ()
+    migration: MigrationResult | None = None
+    announcements: tuple[Announcement, ...] = ()
+    captures: dict[str, CaptureResult] = {}
+    figures: dict[str, float] = {}
+    notes: tuple[str, ...] = ()
+    expectations: tuple[str, ...] = ()
+
+    @property
+    def lost(self) -> int:
+        return sum(stream.lost for stream in self.streams)

@@ -1,0 +1,161 @@
+"""A scenario: the declarative description of one experiment, as it stands in a TOML file."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+__all__ = [
+    "Accelerator",
+    "Cast",
+    "DestinationPort",
+    "Direction",
+    "GuestSection",
+    "MigrationMode",
+    "MigrationSection",
+    "NetworkSection",
+    "Peer",
+    "QemuSection",
+    "Scenario",
+    "TimingSection",
+    "TrafficKind",
+    "TrafficSection",
+]
+
+
+class Peer(StrEnum):
+    GUEST = "guest"
+    NAMESPACE = "namespace"
+
+
+class DestinationPort(StrEnum):
+    """When the bridge begins to forward to the destination's TAP."""
+
+    AT_RESUME = "at-resume"
+    FROM_START = "from-start"
+
+
+class MigrationMode(StrEnum):
+    NONE = "none"
+    STOP_CONT = "stop-cont"
+    PRECOPY = "precopy"
+    POSTCOPY = "postcopy"
+
+
+class TrafficKind(StrEnum):
+    UDP = "udp"
+
+
+class Direction(StrEnum):
+    """Seen from the mobile guest. `both` stands for one stream each way; `echo` is judged by the replies."""
+
+    TO_GUEST = "to-guest"
+    FROM_GUEST = "from-guest"
+    BOTH = "both"
+    ECHO = "echo"
+
+
+class Cast(StrEnum):
+    UNICAST = "unicast"
+    BROADCAST = "broadcast"
+    MULTICAST = "multicast"
+
+
+class Accelerator(StrEnum):
+    AUTO = "auto"
+    KVM = "kvm"
+    TCG = "tcg"
+
+
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Queues = Annotated[int, Meta(ge=1, le=8)]
+Seconds = Annotated[float, Meta(ge=0, le=86_400)]
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all sections: frozen, named fields only, unknown keys refused."""
+
+
+class GuestSection(_Section, frozen=True):
+    """`memory`: size such as "256M". `machine`: QEMU machine type. `kernel`, `modules`, `image`: instead of the shipped ones."""
+
+    memory: str = "256M"
+    vcpus: Annotated[int, Meta(ge=1, le=16)] = 1
+    machine: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]+$")] = "q35"
+    cpu: str | None = None
+    kernel: str | None = None
+    modules: str | None = None
+    image: str | None = None
+    management: bool = True
+
+
+class NetworkSection(_Section, frozen=True):
+    """`static_neighbours`: permanent ARP and ND entries, so that address resolution adds nothing of its own."""
+
+    topology: Annotated[str, Meta(pattern=r"^one-bridge$")] = "one-bridge"
+    peer: Peer = Peer.GUEST
+    mtu: Annotated[int, Meta(ge=1280, le=9000)] = 1500
+    queues: Queues = 1
+    vhost: bool = False
+    destination_port: DestinationPort = DestinationPort.AT_RESUME
+    static_neighbours: bool = True
+
+
+class QemuSection(_Section, frozen=True):
+    """A name that `switchover qemu list` knows, or a path."""
+
+    source: str = "system"
+    destination: str = "system"
+
+
+class MigrationSection(_Section, frozen=True):
+    """`hold_ms`: stay in pre-switchover for at least this long. `outage_ms`: how long `stop-cont` stops the guest."""
+
+    mode: MigrationMode = MigrationMode.PRECOPY
+    transport: Annotated[str, Meta(pattern=r"^(unix|tcp)$")] = "unix"
+    capabilities: tuple[str, ...] = ()
+    parameters: dict[str, Any] = {}
+    hold_ms: Annotated[float, Meta(ge=0, le=60_000)] = 0.0
+    outage_ms: Annotated[float, Meta(ge=1, le=60_000)] = 100.0
+    cancel_at_switchover: bool = False
+
+
+class TrafficSection(_Section, frozen=True):
+    """One stream. `rate_pps`: packets per second; `size`: bytes of UDP payload."""
+
+    kind: TrafficKind = TrafficKind.UDP
+    name: Name | None = None
+    direction: Direction = Direction.BOTH
+    cast: Cast = Cast.UNICAST
+    rate_pps: Annotated[float, Meta(gt=0, le=200_000)] = 1000.0
+    size: Annotated[int, Meta(ge=32, le=65_507)] = 100
+    ip: Annotated[int, Meta(ge=4, le=6)] = 4
+
+
+class TimingSection(_Section, frozen=True):
+    """`settle_s`: traffic before the migration; `tail_s`: traffic after it; `drain_s`: wait for the last packets;
+    `timeout_s`: the whole run's limit."""
+
+    settle_s: Seconds = 1.0
+    tail_s: Seconds = 1.0
+    drain_s: Seconds = 0.3
+    timeout_s: Annotated[float, Meta(gt=0, le=86_400)] = 120.0
+
+
+class Scenario(_Section, frozen=True):
+    """One experiment. `expect` maps a result's field to a value or a comparison such as "< 300"."""
+
+    name: Name
+    description: str = ""
+    mechanism: str = "none"
+    accelerator: Accelerator = Accelerator.AUTO
+    guest: GuestSection = GuestSection()
+    network: NetworkSection = NetworkSection()
+    qemu: QemuSection = QemuSection()
+    migration: MigrationSection = MigrationSection()
+    traffic: tuple[TrafficSection, ...] = ()
+    timing: TimingSection = TimingSection()
+    expect: dict[str, int | float | str | bool] = {}

@@ -1,0 +1,151 @@
+"""Where a traffic program runs: in a guest, or in the peer's namespace on the host. Both look alike from here."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+import signal
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+from harness.errors import TestbedError
+from harness.host.deadline import Deadline
+from harness.host.warden import SCRATCH, Process, Warden
+from harness.vm.agent import GuestAgent
+
+__all__ = ["Endpoint", "GuestEndpoint", "NamespaceEndpoint", "Running"]
+
+
+class Running(Protocol):
+    """A generator that runs at an endpoint."""
+
+    async def ready(self, *, deadline: Deadline) -> None:
+        """Return once it printed `ready`."""
+
+    async def stop_sending(self) -> None:
+        """SIGUSR1: it goes on receiving."""
+
+    async def finish(self, folder: Path, *, deadline: Deadline) -> dict[str, Any]:
+        """End it, fetch its record files into `folder`; returns its summary."""
+
+
+class Endpoint(Protocol):
+    """One end of the traffic."""
+
+    name: str
+
+    async def start(self, tag: str, arguments: Sequence[str]) -> Running:
+        """Run the generator with `arguments` (the output folder is the endpoint's business)."""
+
+
+def _summary(output: str, who: str) -> dict[str, Any]:
+    lines = output.strip().splitlines()
+    try:
+        summary = json.loads(lines[-1])
+    except (IndexError, ValueError):
+        raise TestbedError(f"the generator at {who} ended without a summary: {output.strip()[-500:]!r}") from None
+    if not isinstance(summary, dict):
+        raise TestbedError(f"the generator at {who} ended with {lines[-1]!r} instead of a summary")
+    return summary
+
+
+class _InGuest:
+    def __init__(self, endpoint: GuestEndpoint, folder: PurePosixPath, pid: int) -> None:
+        self._endpoint = endpoint
+        self._folder = folder
+        self._pid = pid
+
+    @property
+    def _agent(self) -> GuestAgent:
+        return self._endpoint.agent
+
+    async def ready(self, *, deadline: Deadline) -> None:
+        # One command that waits in the guest: every question over the agent costs some milliseconds under TCG.
+        script = (
+            f"n=0; until grep -q ready {self._folder}/out; do n=$((n+1));"
+            f" [ $n -lt 2000 ] && kill -0 {self._pid} || {{ cat {self._folder}/out >&2; exit 1; }}; usleep 5000; done"
+        )
+        await self._agent.shell(script, deadline=deadline)
+
+    async def stop_sending(self) -> None:
+        await self._agent.shell(f"kill -USR1 {self._pid}")
+
+    async def finish(self, folder: Path, *, deadline: Deadline) -> dict[str, Any]:
+        wait = f"n=0; while kill -0 {self._pid} 2>/dev/null && [ $n -lt 2000 ]; do n=$((n+1)); usleep 5000; done"
+        listing = await self._agent.shell(
+            f"kill -TERM {self._pid}; {wait}; cd {self._folder} && cat out && echo '==' && ls", deadline=deadline
+        )
+        output, _, names = listing.rpartition("==\n")
+        for name in names.split():
+            if name.endswith(".rec"):
+                content = await self._agent.read_file(f"{self._folder}/{name}", deadline=deadline)
+                await asyncio.to_thread((folder / name).write_bytes, content)
+        await self._agent.shell(f"rm -rf {self._folder}", deadline=deadline)
+        return _summary(output, self._endpoint.name)
+
+
+class GuestEndpoint:
+    """A guest, reached through its agent. After a migration the agent is that of the machine the guest is in now."""
+
+    def __init__(self, name: str, agent: GuestAgent) -> None:
+        self.name = name
+        self.agent = agent
+
+    async def start(self, tag: str, arguments: Sequence[str]) -> Running:
+        folder = PurePosixPath("/tmp") / f"traffic-{tag}"
+        command = shlex.join(["swgen", "run", "--out", str(folder), *arguments])
+        text = await self.agent.shell(f"mkdir -p {folder}; {command} >{folder}/out 2>&1 </dev/null & echo $!")
+        return _InGuest(self, folder, int(text))
+
+
+class _InNamespace:
+    def __init__(self, endpoint: NamespaceEndpoint, folder: Path, process: Process) -> None:
+        self._endpoint = endpoint
+        self._folder = folder
+        self._process = process
+
+    async def ready(self, *, deadline: Deadline) -> None:
+        async def there() -> bool:
+            if self._process.returncode is not None:
+                raise self._process.error("the generator ended before it was ready")
+            return b"ready" in self._process.read_output()
+
+        await deadline.poll(there, awaited=f"the generator at {self._endpoint.name} to be ready")
+
+    async def stop_sending(self) -> None:
+        await self._process.signal(signal.SIGUSR1)
+
+    async def finish(self, folder: Path, *, deadline: Deadline) -> dict[str, Any]:
+        await self._process.signal(signal.SIGTERM)
+        if await self._process.wait(deadline) != 0:
+            raise self._process.error("the generator failed")
+        summary = _summary(self._process.read_output().decode(), self._endpoint.name)
+        for stream in summary["streams"]:
+            for kind in ("sent", "received", "replies"):
+                name = f"{stream['id']}.{kind}.rec"
+                try:
+                    with await self._endpoint.warden.open(self._folder / name) as file:
+                        (folder / name).write_bytes(file.read())
+                except FileNotFoundError:
+                    continue
+                await self._endpoint.warden.unlink(self._folder / name)
+        return summary
+
+
+class NamespaceEndpoint:
+    """A network namespace of the lab, with the same generator built for the host."""
+
+    def __init__(self, name: str, *, warden: Warden, netns: str, generator: Path) -> None:
+        self.name = name
+        self.warden = warden
+        self._netns = netns
+        self._generator = generator
+
+    async def start(self, tag: str, arguments: Sequence[str]) -> Running:
+        folder = SCRATCH / f"traffic-{tag}"
+        await self.warden.request("mkdir", path=str(folder))
+        argv = [str(self._generator), "run", "--out", str(folder), *arguments]
+        process = await self.warden.spawn(f"generator at {self.name}", argv, netns=self._netns)
+        return _InNamespace(self, folder, process)

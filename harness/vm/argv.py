@@ -1,0 +1,124 @@
+"""The command line of a machine, as a pure function of its description."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import msgspec
+
+__all__ = ["Descriptor", "MachineSpec", "NicSpec", "machine_argv"]
+
+TRACES = (
+    "vmstate_downtime_*",
+    "migration_completion_*",
+    "source_return_path_thread_*",
+    "loadvm_state_switchover_ack_needed",
+    "loadvm_approve_switchover",
+    "*netpass*",
+    "qemu_announce_self_iter",
+    "runstate_set",
+)
+"""Patterns of trace events that every machine logs; those that a QEMU doesn't know match nothing."""
+
+
+class Descriptor(IntEnum):
+    """Numbers under which a machine finds the sockets it inherits; TAP queues follow from `TAP` on."""
+
+    QMP = 3
+    CONSOLE = 4
+    AGENT = 5
+    TAP = 16
+
+
+class NicSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A virtio-net device on a TAP whose queues are inherited."""
+
+    id: str
+    mac: str
+    queues: int = 1
+    vhost: bool = False
+    mtu: int | None = None
+    properties: tuple[str, ...] = ()
+
+
+class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything the command line depends on. `argv_prefix` starts the binary; `data_dirs` are firmware folders."""
+
+    name: str
+    argv_prefix: tuple[str, ...]
+    data_dirs: tuple[str, ...] = ()
+    accelerator: str
+    machine: str = "q35"
+    cpu: str = "qemu64"
+    memory_mib: int = 256
+    vcpus: int = 1
+    kernel: str
+    initrd: str | None = None
+    append: tuple[str, ...] = ()
+    nics: tuple[NicSpec, ...] = ()
+    incoming: bool = False
+    paused: bool = False
+    traces: tuple[str, ...] = TRACES
+    extra: tuple[str, ...] = ()
+
+
+def tap_descriptors(spec: MachineSpec) -> dict[str, list[int]]:
+    """For each NIC the descriptor numbers of its queues."""
+    numbers: dict[str, list[int]] = {}
+    following = int(Descriptor.TAP)
+    for nic in spec.nics:
+        numbers[nic.id] = list(range(following, following + nic.queues))
+        following += nic.queues
+    return numbers
+
+
+def _nic_argv(nic: NicSpec, fds: list[int]) -> list[str]:
+    handles = f"fd={fds[0]}" if nic.queues == 1 else "fds=" + ":".join(map(str, fds))
+    device = f"virtio-net-pci,id={nic.id},netdev={nic.id}-netdev,mac={nic.mac},romfile="
+    if nic.queues > 1:
+        device += f",mq=on,vectors={2 * nic.queues + 2}"
+    if nic.mtu is not None:
+        device += f",host_mtu={nic.mtu}"
+    device += "".join(f",{property}" for property in nic.properties)
+    return [
+        "-netdev", f"tap,id={nic.id}-netdev,{handles},vhost={'on' if nic.vhost else 'off'}",
+        "-device", device,
+    ]  # fmt: skip
+
+
+def machine_argv(spec: MachineSpec) -> list[str]:
+    """The whole command line."""
+    fds = tap_descriptors(spec)
+    argv = [
+        *spec.argv_prefix,
+        "-name", spec.name,
+        "-no-user-config", "-nodefaults",
+        "-display", "none",
+        "-machine", spec.machine,
+        "-accel", spec.accelerator,
+        "-cpu", spec.cpu,
+        "-smp", str(spec.vcpus),
+        "-m", f"{spec.memory_mib}M",
+        "-kernel", spec.kernel,
+        "-append", " ".join(spec.append),
+        "-chardev", f"socket,id=qmp,fd={Descriptor.QMP:d}",
+        "-mon", "chardev=qmp,mode=control",
+        "-chardev", f"socket,id=console,fd={Descriptor.CONSOLE:d}",
+        "-serial", "chardev:console",
+        "-device", "virtio-serial-pci,id=serial0",
+        "-chardev", f"socket,id=agent,fd={Descriptor.AGENT:d}",
+        "-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0",
+    ]  # fmt: skip
+    if spec.initrd is not None:
+        argv += ["-initrd", spec.initrd]
+    for folder in spec.data_dirs:
+        argv += ["-L", folder]
+    for nic in spec.nics:
+        argv += _nic_argv(nic, fds[nic.id])
+    for pattern in spec.traces:
+        argv += ["-trace", f"enable={pattern}"]
+    if spec.incoming:
+        argv += ["-incoming", "defer"]
+    if spec.paused:
+        argv += ["-S"]
+    return [*argv, *spec.extra]

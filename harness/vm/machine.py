@@ -1,0 +1,131 @@
+"""A machine: one QEMU process, its monitor, its console and the agent of the guest in it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from harness.errors import ProcessError, TestbedError
+from harness.host.deadline import Deadline
+from harness.host.warden import SCRATCH, Process, Warden
+from harness.model.events import Event, Timeline
+from harness.vm.agent import GuestAgent
+from harness.vm.argv import Descriptor, MachineSpec, machine_argv, tap_descriptors
+from harness.vm.console import Console
+from harness.vm.qmp import Qmp
+
+__all__ = ["Machine", "MachineLogs"]
+
+
+@dataclass(frozen=True)
+class MachineLogs:
+    """Where a machine's records go; None discards them."""
+
+    qmp: IO[str] | None = None
+    agent: IO[str] | None = None
+    console: IO[bytes] | None = None
+
+
+class Machine:
+    """Starts QEMU in a lab and talks to it. `role` names it on the timeline ("source", "destination", "peer")."""
+
+    def __init__(
+        self, spec: MachineSpec, *, role: str, warden: Warden, timeline: Timeline, logs: MachineLogs | None = None
+    ) -> None:
+        self.spec = spec
+        self.role = role
+        self._warden = warden
+        self._timeline = timeline
+        self._logs = logs or MachineLogs()
+        self.qmp = Qmp(role, transcript=self._logs.qmp, on_event=self._event)
+        self.agent = GuestAgent(role, transcript=self._logs.agent)
+        self.console: Console | None = None
+        self._process: Process | None = None
+
+    def __repr__(self) -> str:
+        return f"Machine({self.spec.name!r}, {self.role})"
+
+    def _event(self, event: Event) -> None:
+        # The role may change in the machine's life (a destination becomes the source of the next migration).
+        self._timeline.record(Event(t_ns=event.t_ns, source=self.role, name=event.name, data=event.data))
+
+    @property
+    def process(self) -> Process:
+        if self._process is None:
+            raise TestbedError(f"{self.spec.name} was not started")
+        return self._process
+
+    @property
+    def argv(self) -> list[str]:
+        return machine_argv(self.spec)
+
+    async def start(self, taps: Mapping[str, Sequence[int]], *, deadline: Deadline) -> None:
+        """Start QEMU with the given TAP queues (NIC id -> descriptors) and connect to it.
+
+        `ProcessError` with QEMU's own words when it doesn't come up.
+        """
+        ours: dict[Descriptor, socket.socket] = {}
+        passed: dict[int, int] = {}
+        theirs: list[socket.socket] = []
+        for number in (Descriptor.QMP, Descriptor.CONSOLE, Descriptor.AGENT):
+            ours[number], end = socket.socketpair()
+            theirs.append(end)
+            passed[int(number)] = end.fileno()
+        for nic, numbers in tap_descriptors(self.spec).items():
+            passed.update(zip(numbers, taps[nic], strict=True))
+        try:
+            self._process = await self._warden.spawn(self.spec.name, self.argv, fds=passed)
+        finally:
+            for end in theirs:
+                end.close()
+        self.console = Console(ours[Descriptor.CONSOLE], self._logs.console)
+        await self.unless_ended(self.qmp.attach(ours[Descriptor.QMP], deadline=deadline), what="did not start")
+        await self.agent.attach(ours[Descriptor.AGENT], deadline=deadline)
+
+    async def unless_ended(self, work: Any, *, what: str) -> Any:
+        """Await `work`, but raise `ProcessError` as soon as QEMU is gone."""
+        task = asyncio.ensure_future(work)
+        ended = asyncio.ensure_future(asyncio.shield(self.process.ended))
+        try:
+            await asyncio.wait({task, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise self.process.error(what)
+            try:
+                return task.result()
+            except TestbedError as error:
+                # A connection that broke because QEMU is about to be seen as gone tells less than QEMU's last words.
+                await asyncio.wait({ended}, timeout=0.5)
+                if ended.done() and not isinstance(error, ProcessError):
+                    raise self.process.error(what) from error
+                raise
+        finally:
+            for leftover in (task, ended):
+                if not leftover.done():
+                    leftover.cancel()
+                    await asyncio.gather(leftover, return_exceptions=True)
+
+    async def close(self) -> None:
+        """End QEMU at once."""
+        if self._process is not None and self._process.returncode is None:
+            await self._process.kill()
+        await self.qmp.detach()
+        await self.agent.detach()
+        if self.console is not None:
+            self.console.close()
+
+    async def guest_memory(self, address: int, size_bytes: int) -> bytes:
+        """Guest physical memory; consistent while the machine is stopped."""
+        path = SCRATCH / f"{self.spec.name}-memory"
+        await self.qmp.command("pmemsave", val=address, size=size_bytes, filename=str(path))
+        with await self._warden.open(path) as file:
+            content = file.read()
+        await self._warden.unlink(path)
+        return content
+
+    def scratch(self, name: str) -> Path:
+        """A path in the lab's private folder."""
+        return SCRATCH / name

@@ -1,0 +1,101 @@
+"""QMP and the guest agent's protocol over sockets that we made ourselves, with a full transcript."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import socket
+import time
+from collections.abc import Callable, MutableMapping
+from typing import IO, Any
+
+from qemu.qmp import ExecuteError, Message, QMPClient, Runstate
+
+from harness.errors import DeadlineError, TestbedError
+from harness.host.deadline import Deadline
+from harness.model.events import Event
+from harness.model.units import NS_PER_S
+
+__all__ = ["CommandRefused", "Qmp"]
+
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)  # its errors reach us as exceptions
+
+
+class CommandRefused(TestbedError):
+    """QEMU or the agent answered a command with an error; `reason` is its own description."""
+
+    def __init__(self, command: str, arguments: MutableMapping[str, Any] | None, error: ExecuteError, who: str) -> None:
+        shown = f" {json.dumps(arguments)}" if arguments else ""
+        super().__init__(f"{who} refused {command}{shown}: {error.error.description}")
+        self.command = command
+        self.reason = error.error.description
+
+
+class Qmp(QMPClient):
+    """A QMP client of machine `who`. Every message goes to the transcript, every event to `on_event` at once.
+
+    With `agent`, it speaks the guest agent's dialect (no greeting, no negotiation).
+    """
+
+    def __init__(
+        self, who: str, *, transcript: IO[str] | None = None, on_event: Callable[[Event], None] | None = None,
+        agent: bool = False,
+    ) -> None:
+        super().__init__(who)
+        self.who = who
+        self.await_greeting = self.negotiate = not agent
+        self._transcript = transcript
+        self._on_event = on_event
+
+    def _cb_inbound(self, msg: Message) -> Message:
+        self._log("<", msg)
+        if self._on_event is not None and "event" in msg:
+            stamp = msg["timestamp"]
+            t_ns = stamp["seconds"] * NS_PER_S + stamp["microseconds"] * 1000
+            self._on_event(Event(t_ns=t_ns, source=self.who, name=str(msg["event"]), data=dict(msg.get("data", {}))))
+        return msg
+
+    def _cb_outbound(self, msg: Message) -> Message:
+        self._log(">", msg)
+        return msg
+
+    def _log(self, direction: str, msg: Message) -> None:
+        if self._transcript is not None and not self._transcript.closed:
+            record = {"t_ns": time.time_ns(), "direction": direction, "message": dict(msg)}
+            self._transcript.write(json.dumps(record, separators=(",", ":")) + "\n")
+
+    async def attach(self, sock: socket.socket, *, deadline: Deadline) -> None:
+        """Speak over `sock` (which it then owns)."""
+        await deadline.wait(self.connect(sock), awaited=f"the QMP greeting of {self.who}")
+
+    async def command(self, command: str, *, deadline: Deadline | None = None, **arguments: Any) -> Any:
+        """Execute a command; underscores in argument names stand for dashes.
+
+        `CommandRefused` when it is answered with an error, `DeadlineError` when it isn't answered, `TestbedError` when
+        the connection is gone.
+        """
+        named = {key.replace("_", "-"): value for key, value in arguments.items() if value is not None}
+        limit = deadline or Deadline(30.0)
+        try:
+            return await limit.wait(self.execute(command, named or None), awaited=f"{self.who}'s answer to {command}")
+        except ExecuteError as error:
+            raise CommandRefused(command, named, error, self.who) from error
+        except DeadlineError:
+            raise
+        except (ConnectionError, EOFError, OSError) as error:
+            raise TestbedError(f"{self.who} closed the connection while {command} was to be answered") from error
+        except Exception as error:
+            if type(error).__module__.startswith("qemu.qmp"):
+                raise TestbedError(f"{self.who} can't be asked {command}: {error}") from error
+            raise
+
+    async def detach(self) -> None:
+        """Close the connection; what happens to it then is of no interest any more."""
+        if self.runstate != Runstate.IDLE:
+            # After QEMU was killed, disconnect() raises what the reader saw.
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(self.disconnect(), timeout=5.0)
+
+
