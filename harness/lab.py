@@ -57,6 +57,7 @@ class LabSettings(msgspec.Struct, frozen=True, kw_only=True):
     source: QemuInstall
     destination: QemuInstall
     accelerator: str
+    accelerator_reason: str = ""
     image: GuestImage
     cache: Path
     memory: str = "256M"
@@ -171,6 +172,11 @@ class Lab:
             raise TestbedError("the lab was not started")
         return self.mobile_side.machine
 
+    @property
+    def machines(self) -> tuple[Machine, ...]:
+        """Every machine that was made, in order, ended ones included."""
+        return tuple(self._machines)
+
     # -- parts
 
     def _event(self, name: str, data: dict[str, Any]) -> None:
@@ -283,7 +289,7 @@ class Lab:
 
     # -- use
 
-    async def management_socket(self, *, peer: bool = False, timeout_s: float = 5.0) -> socket.socket:
+    async def management_socket(self, *, peer: bool = False) -> socket.socket:
         """A TCP connection to the SSH port of a guest, from within the lab."""
         address = (PEER if peer else MOBILE).management
         return await self.warden.socket(family=socket.AF_INET, type=socket.SOCK_STREAM, connect=(address, 22))

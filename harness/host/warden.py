@@ -230,8 +230,8 @@ class Warden:
         """
         output: IO[bytes] | None = None
         if stdout is None or stderr is None:
-            output = tempfile.TemporaryFile()
-        with open(os.devnull, "rb") as null:
+            output = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        with Path(os.devnull).open("rb") as null:
             passed = {0: stdin if stdin is not None else null.fileno()}
             for number, given in ((1, stdout), (2, stderr)):
                 passed[number] = given if given is not None else output.fileno()  # type: ignore[union-attr]  # made above

@@ -115,7 +115,7 @@ class MigrationDriver:
             await machine.qmp.command("migrate-set-capabilities", capabilities=wanted)
             if self._plan.parameters:
                 await machine.qmp.command("migrate-set-parameters", **self._plan.parameters)
-        await destination.qmp.command("migrate-incoming", uri=self._uri(listen=True))
+        await destination.qmp.command("migrate-incoming", uri=self._uri())
 
     async def _synchronise(self) -> None:
         """Tie the capture to the receive ring while all is well; a mechanism that depends on it does so itself."""
@@ -124,7 +124,7 @@ class MigrationDriver:
         except SwitchoverError as error:
             self._notes.append(f"what the guest received can't be told from its ring: {error.message}")
 
-    def _uri(self, *, listen: bool = False) -> str:
+    def _uri(self) -> str:
         if self._plan.transport == "tcp":
             return f"tcp:127.0.0.1:{4444 + self._source.port.ifindex}"
         return f"unix:{self._destination.machine.scratch(f'{self._destination.machine.spec.name}.migrate')}"
@@ -156,9 +156,8 @@ class MigrationDriver:
                 await self._paused()
             elif status in _ENDED:
                 break
-        if status == "completed":
-            if self._resume_ns is None:
-                await self._wait_for_resume(watch)
+        if status == "completed" and self._resume_ns is None:
+            await self._wait_for_resume(watch)
         return status
 
     async def _wait_for_resume(self, watch: Watch) -> None:

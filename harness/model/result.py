@@ -18,8 +18,8 @@ __all__ = [
     "Latency",
     "LedgerClasses",
     "MigrationResult",
-    "Outcome",
     "OutageResult",
+    "Outcome",
     "PhaseResult",
     "QemuIdentity",
     "QemuPair",
@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
+
 
 
 class Outcome(StrEnum):
@@ -52,14 +53,14 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     pass
 
 
-class Figure(_Record, frozen=True):
+class Figure(_Record, frozen=True, kw_only=True):
     """A time in milliseconds and the smallest difference it can show. `value` is None when it could not be measured."""
 
     value: float | None
     resolution_ms: float
 
 
-class Downtimes(_Record, frozen=True):
+class Downtimes(_Record, frozen=True, kw_only=True):
     """Never one figure: what the machines lost, what the network lost, and what QEMU says."""
 
     compute_ms: Figure
@@ -67,7 +68,7 @@ class Downtimes(_Record, frozen=True):
     reported_ms: Figure
 
 
-class LedgerClasses(_Record, frozen=True):
+class LedgerClasses(_Record, frozen=True, kw_only=True):
     """Every sent packet in exactly one class; the sum is `sent`."""
 
     delivered: int
@@ -79,26 +80,26 @@ class LedgerClasses(_Record, frozen=True):
     unexplained: int
 
 
-class Latency(_Record, frozen=True):
+class Latency(_Record, frozen=True, kw_only=True):
     p50: float
     p99: float
     max: float
 
 
-class OutageResult(_Record, frozen=True):
+class OutageResult(_Record, frozen=True, kw_only=True):
     start_ns: int
     end_ns: int
     duration_ms: float
     recovered: bool
 
 
-class PhaseResult(_Record, frozen=True):
+class PhaseResult(_Record, frozen=True, kw_only=True):
     name: str
     start_ns: int
     end_ns: int
 
 
-class StreamResult(_Record, frozen=True):
+class StreamResult(_Record, frozen=True, kw_only=True):
     """One stream in one direction. `lost` = sent - delivered; `passed` counts the delivered ones that a mechanism carried over."""
 
     name: str
@@ -120,7 +121,7 @@ class StreamResult(_Record, frozen=True):
     lost_by_phase: dict[str, int]
 
 
-class MigrationResult(_Record, frozen=True):
+class MigrationResult(_Record, frozen=True, kw_only=True):
     """What QEMU says of the migration; RAM figures are those of query-migrate."""
 
     mode: str
@@ -133,12 +134,12 @@ class MigrationResult(_Record, frozen=True):
     statuses: tuple[tuple[str, int], ...]
 
 
-class CaptureResult(_Record, frozen=True):
+class CaptureResult(_Record, frozen=True, kw_only=True):
     packets: int
     dropped: int
 
 
-class Announcement(_Record, frozen=True):
+class Announcement(_Record, frozen=True, kw_only=True):
     """A frame by which the network learns where the guest is. `kind`: "rarp", "arp" or "nd"."""
 
     t_ns: int
@@ -146,26 +147,26 @@ class Announcement(_Record, frozen=True):
     interface: str
 
 
-class QemuIdentity(_Record, frozen=True):
+class QemuIdentity(_Record, frozen=True, kw_only=True):
     name: str
     version: str
     build: str
 
 
-class QemuPair(_Record, frozen=True):
+class QemuPair(_Record, frozen=True, kw_only=True):
     source: QemuIdentity
     destination: QemuIdentity
 
 
-class GuestIdentity(_Record, frozen=True):
+class GuestIdentity(_Record, frozen=True, kw_only=True):
     kernel: str
     image: str
 
 
-class RunResult(_Record, frozen=True):
+class RunResult(_Record, frozen=True, kw_only=True):
     """The whole of result.json."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     run_id: str
     scenario: Scenario
     outcome: Outcome

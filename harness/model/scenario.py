@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 __all__ = [
+    "KNOWN_MECHANISMS",
     "Accelerator",
     "Cast",
     "DestinationPort",
@@ -70,7 +71,16 @@ class Accelerator(StrEnum):
     TCG = "tcg"
 
 
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+KNOWN_MECHANISMS = ("none", "tap-handover", "netpass", "redirect", "local-tap")
+"""What may happen to the frames that arrive in switchover."""
+
+Name = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        description="1 to 64 letters, digits, dots, hyphens and underscores, a letter or digit first",
+    ),
+]
 Queues = Annotated[int, Meta(ge=1, le=8)]
 Seconds = Annotated[float, Meta(ge=0, le=86_400)]
 
@@ -84,7 +94,7 @@ class GuestSection(_Section, frozen=True):
 
     memory: str = "256M"
     vcpus: Annotated[int, Meta(ge=1, le=16)] = 1
-    machine: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]+$")] = "q35"
+    machine: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]+$", description="a QEMU machine type such as q35")] = "q35"
     cpu: str | None = None
     kernel: str | None = None
     modules: str | None = None
@@ -95,7 +105,7 @@ class GuestSection(_Section, frozen=True):
 class NetworkSection(_Section, frozen=True):
     """`static_neighbours`: permanent ARP and ND entries, so that address resolution adds nothing of its own."""
 
-    topology: Annotated[str, Meta(pattern=r"^one-bridge$")] = "one-bridge"
+    topology: Literal["one-bridge"] = "one-bridge"
     peer: Peer = Peer.GUEST
     mtu: Annotated[int, Meta(ge=1280, le=9000)] = 1500
     queues: Queues = 1
@@ -115,7 +125,7 @@ class MigrationSection(_Section, frozen=True):
     """`hold_ms`: stay in pre-switchover for at least this long. `outage_ms`: how long `stop-cont` stops the guest."""
 
     mode: MigrationMode = MigrationMode.PRECOPY
-    transport: Annotated[str, Meta(pattern=r"^(unix|tcp)$")] = "unix"
+    transport: Literal["unix", "tcp"] = "unix"
     capabilities: tuple[str, ...] = ()
     parameters: dict[str, Any] = {}
     hold_ms: Annotated[float, Meta(ge=0, le=60_000)] = 0.0
@@ -132,7 +142,7 @@ class TrafficSection(_Section, frozen=True):
     cast: Cast = Cast.UNICAST
     rate_pps: Annotated[float, Meta(gt=0, le=200_000)] = 1000.0
     size: Annotated[int, Meta(ge=32, le=65_507)] = 100
-    ip: Annotated[int, Meta(ge=4, le=6)] = 4
+    ip: Literal[4, 6] = 4
 
 
 class TimingSection(_Section, frozen=True):

@@ -21,8 +21,8 @@ __all__ = ["Endpoint", "GuestEndpoint", "NamespaceEndpoint", "Running"]
 class Running(Protocol):
     """A generator that runs at an endpoint."""
 
-    async def ready(self, *, deadline: Deadline) -> None:
-        """Return once it printed `ready`."""
+    async def start_sending(self) -> None:
+        """SIGUSR2: its receivers are up already."""
 
     async def stop_sending(self) -> None:
         """SIGUSR1: it goes on receiving."""
@@ -36,8 +36,8 @@ class Endpoint(Protocol):
 
     name: str
 
-    async def start(self, tag: str, arguments: Sequence[str]) -> Running:
-        """Run the generator with `arguments` (the output folder is the endpoint's business)."""
+    async def start(self, tag: str, arguments: Sequence[str], *, deadline: Deadline) -> Running:
+        """Run the generator with `arguments` (the output folder is the endpoint's business); it receives, and does not send yet."""
 
 
 def _summary(output: str, who: str) -> dict[str, Any]:
@@ -61,21 +61,17 @@ class _InGuest:
     def _agent(self) -> GuestAgent:
         return self._endpoint.agent
 
-    async def ready(self, *, deadline: Deadline) -> None:
-        # One command that waits in the guest: every question over the agent costs some milliseconds under TCG.
-        script = (
-            f"n=0; until grep -q ready {self._folder}/out; do n=$((n+1));"
-            f" [ $n -lt 2000 ] && kill -0 {self._pid} || {{ cat {self._folder}/out >&2; exit 1; }}; usleep 5000; done"
-        )
-        await self._agent.shell(script, deadline=deadline)
+    async def start_sending(self) -> None:
+        await self._agent.shell(f"kill -USR2 {self._pid}")
 
     async def stop_sending(self) -> None:
         await self._agent.shell(f"kill -USR1 {self._pid}")
 
     async def finish(self, folder: Path, *, deadline: Deadline) -> dict[str, Any]:
-        wait = f"n=0; while kill -0 {self._pid} 2>/dev/null && [ $n -lt 2000 ]; do n=$((n+1)); usleep 5000; done"
+        # One command that waits in the guest: every question over the agent costs some milliseconds under TCG.
+        wait = f"n=0; while kill -0 {self._pid} 2>/dev/null && [ $n -lt 4000 ]; do n=$((n+1)); usleep 2000; done"
         listing = await self._agent.shell(
-            f"kill -TERM {self._pid}; {wait}; cd {self._folder} && cat out && echo '==' && ls", deadline=deadline
+            f"kill -TERM {self._pid}; {wait}; cd {self._folder} && cat status && echo '==' && ls", deadline=deadline
         )
         output, _, names = listing.rpartition("==\n")
         for name in names.split():
@@ -93,10 +89,10 @@ class GuestEndpoint:
         self.name = name
         self.agent = agent
 
-    async def start(self, tag: str, arguments: Sequence[str]) -> Running:
+    async def start(self, tag: str, arguments: Sequence[str], *, deadline: Deadline) -> Running:
         folder = PurePosixPath("/tmp") / f"traffic-{tag}"
-        command = shlex.join(["swgen", "run", "--out", str(folder), *arguments])
-        text = await self.agent.shell(f"mkdir -p {folder}; {command} >{folder}/out 2>&1 </dev/null & echo $!")
+        argv = ["swgen", "run", "--daemon", "--wait", "--out", str(folder), *arguments]
+        text = await self.agent.shell(f"mkdir -p {folder} && {shlex.join(argv)} >&2 && cat {folder}/pid", deadline=deadline)
         return _InGuest(self, folder, int(text))
 
 
@@ -106,13 +102,8 @@ class _InNamespace:
         self._folder = folder
         self._process = process
 
-    async def ready(self, *, deadline: Deadline) -> None:
-        async def there() -> bool:
-            if self._process.returncode is not None:
-                raise self._process.error("the generator ended before it was ready")
-            return b"ready" in self._process.read_output()
-
-        await deadline.poll(there, awaited=f"the generator at {self._endpoint.name} to be ready")
+    async def start_sending(self) -> None:
+        await self._process.signal(signal.SIGUSR2)
 
     async def stop_sending(self) -> None:
         await self._process.signal(signal.SIGUSR1)
@@ -143,9 +134,16 @@ class NamespaceEndpoint:
         self._netns = netns
         self._generator = generator
 
-    async def start(self, tag: str, arguments: Sequence[str]) -> Running:
+    async def start(self, tag: str, arguments: Sequence[str], *, deadline: Deadline) -> Running:
         folder = SCRATCH / f"traffic-{tag}"
         await self.warden.request("mkdir", path=str(folder))
-        argv = [str(self._generator), "run", "--out", str(folder), *arguments]
+        argv = [str(self._generator), "run", "--wait", "--out", str(folder), *arguments]
         process = await self.warden.spawn(f"generator at {self.name}", argv, netns=self._netns)
+
+        async def ready() -> bool:
+            if process.returncode is not None:
+                raise process.error("the generator ended before it was ready")
+            return b"ready" in process.read_output()
+
+        await deadline.poll(ready, awaited=f"the generator at {self.name} to be ready", interval_s=0.002)
         return _InNamespace(self, folder, process)

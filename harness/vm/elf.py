@@ -21,8 +21,6 @@ class ElfError(TestbedError):
     """These bytes are not the ELF file that was expected."""
 
 
-
-
 def _check(image: bytes) -> None:
     if len(image) < 64 or image[:6] != b"\x7fELF\x02\x01":
         raise ElfError("not a 64-bit little-endian ELF file")
@@ -64,9 +62,11 @@ def notes(image: bytes) -> Iterator[tuple[str, int, bytes]]:
             name_bytes, data_bytes, note_type = struct.unpack_from("<III", image, at)
             name_at = at + 12
             data_at = name_at + (name_bytes + 3 & ~3)
-            yield image[name_at : name_at + name_bytes].rstrip(b"\0").decode("ascii", "replace"), note_type, image[
-                data_at : data_at + data_bytes
-            ]
+            yield (
+                image[name_at : name_at + name_bytes].rstrip(b"\0").decode("ascii", "replace"),
+                note_type,
+                image[data_at : data_at + data_bytes],
+            )
             at = data_at + (data_bytes + 3 & ~3)
 
 
@@ -108,7 +108,5 @@ def needed_libraries(image: bytes) -> list[str]:
     for kind, offset, address, length in segments:
         if kind == _PT_LOAD and address <= strings_address < address + length:
             strings = offset + strings_address - address
-            return [
-                image[strings + name : image.index(b"\0", strings + name)].decode() for name in name_offsets
-            ]
+            return [image[strings + name : image.index(b"\0", strings + name)].decode() for name in name_offsets]
     raise ElfError("the dynamic string table lies in no segment")

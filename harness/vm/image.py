@@ -233,6 +233,7 @@ def _make_tree(
     *,
     recipe_folder: Path,
     roots: dict[str, Path],
+    release: str,
     modules: list[Module],
     compiled: Path,
     applets: list[str],
@@ -271,10 +272,12 @@ def _make_tree(
         tree.file(path, (recipe_folder / name).read_bytes())
 
     for module in modules:
-        tree.file(f"usr/lib/modules/{module.name}.ko", module.content)
+        tree.file(f"usr/lib/modules/{release}/{module.name}.ko", module.content)
+    listing = "".join(f"{module.name}.ko:{''.join(f' {need}.ko' for need in module.needs)}\n" for module in modules)
+    tree.file(f"usr/lib/modules/{release}/modules.dep", listing.encode())
     at_boot = {wish.name for wish in recipe.modules if wish.boot}
-    order = [module.name for module in modules if module.wished_by & at_boot]
-    tree.file("etc/switchover/modules", "".join(f"{name}\n" for name in order).encode())
+    order = [f"{release}/{module.name}.ko\n" for module in modules if module.wished_by & at_boot]
+    tree.file("etc/switchover/modules", "".join(order).encode())
 
     tree.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n")
     tree.file("etc/group", b"root:x:0:\n")
@@ -325,9 +328,7 @@ async def build_image(
     recipe_folder = image_resources() / "guest"
     recipe = msgspec.convert(tomllib.loads((recipe_folder / "recipe.toml").read_text()), _Recipe)
     own = _read_kernel(kernel, modules, recipe.modules) if kernel is not None else None
-    key = _input_key(
-        recipe_folder, bzimage=own.bzimage if own else None, modules=own.modules if own else []
-    )
+    key = _input_key(recipe_folder, bzimage=own.bzimage if own else None, modules=own.modules if own else [])
     images = cache / "images"
     known = images / "by-input" / key
     if known.exists() and not refresh:
@@ -399,6 +400,7 @@ def _write_image(
         recipe,
         recipe_folder=recipe_folder,
         roots=roots,
+        release=kernel.release,
         modules=kernel.modules,
         compiled=compiled,
         applets=applets,

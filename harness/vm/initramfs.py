@@ -91,11 +91,11 @@ def add_libraries(tree: Tree, programs: list[bytes], *, roots: list[Path], folde
             if loader.lstrip("/") not in tree:
                 tree.link(loader.lstrip("/"), f"/{folder}/{PurePosixPath(loader).name}")
         for name in wanted:
-            path = f"{folder}/{name}"
-            if path in tree:
+            target = f"{folder}/{name}"
+            if target in tree:
                 continue
             if name not in index:
                 raise TestbedError(f"the shared library {name} is in none of the packages of the guest image")
             content = index[name].read_bytes()
-            tree.file(path, content, mode=0o755)
+            tree.file(target, content, mode=0o755)
             waiting.append(content)

@@ -8,6 +8,7 @@ which is most of a second under TCG. Everything here is pure but for reading the
 from __future__ import annotations
 
 import bz2
+import ctypes
 import lzma
 import re
 import struct
@@ -15,7 +16,6 @@ import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import lz4.block  # type: ignore[import-untyped]
 import msgspec
 import zstandard
 
@@ -40,9 +40,13 @@ class ModuleWish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Module(msgspec.Struct, frozen=True):
-    """One loadable module, uncompressed; ``wished_by`` are the wishes that led to it."""
+    """One loadable module, uncompressed.
+
+    ``needs`` are all modules to be loaded before it, in order; ``wished_by`` are the wishes that led to it.
+    """
 
     name: str
+    needs: tuple[str, ...]
     content: bytes
     vermagic: str
     wished_by: frozenset[str]
@@ -67,16 +71,32 @@ def kernel_release(bzimage: bytes, *, what: str = "the kernel") -> str:
     return text.split(" ", 1)[0]
 
 
+class _DamagedError(Exception):
+    """A compressed block cannot be unpacked."""
+
+
 def _lz4_legacy(data: bytes) -> bytes:
     """The kernel's LZ4: the legacy frame, blocks of at most 8 MiB, and whatever follows the last one."""
+    try:
+        # Wherever there is apt or systemd there is this library: not worth a Python package.
+        library = ctypes.CDLL("liblz4.so.1")
+    except OSError as error:
+        raise EnvironmentLackError(
+            "the kernel is compressed with LZ4, and liblz4.so.1 is missing", hint="apt-get install liblz4-1"
+        ) from error
     blocks: list[bytes] = []
+    room = ctypes.create_string_buffer(8 << 20)
     at = 4
     while at + 4 <= len(data):
         length = struct.unpack_from("<I", data, at)[0]
         # The build appends the uncompressed length, which then looks like one more block's length.
         if at + 4 + length > len(data):
             break
-        blocks.append(lz4.block.decompress(data[at + 4 : at + 4 + length], uncompressed_size=8 << 20))
+        block = data[at + 4 : at + 4 + length]
+        unpacked = library.LZ4_decompress_safe(block, room, len(block), len(room))
+        if unpacked < 0:
+            raise _DamagedError(f"LZ4 block at {at}")
+        blocks.append(room.raw[:unpacked])
         at += 4 + length
     return b"".join(blocks)
 
@@ -128,7 +148,7 @@ def extract_vmlinux(bzimage: bytes, *, what: str = "the kernel") -> bytes:
         if payload.startswith(magic):
             try:
                 return decompress(payload)
-            except (zlib.error, lzma.LZMAError, zstandard.ZstdError, lz4.block.LZ4BlockError, OSError) as error:
+            except (zlib.error, lzma.LZMAError, zstandard.ZstdError, _DamagedError, OSError) as error:
                 raise UsageError(f"{what}: its compressed payload is damaged ({error})") from error
     raise EnvironmentLackError(
         f"{what} is compressed in a way that is not known here (payload begins with {payload[:6].hex()})",
@@ -190,6 +210,12 @@ def _recorded_dependencies(folder: Path) -> dict[str, list[str]]:
     return table
 
 
+def _own_dependencies(module: bytes) -> list[str]:
+    """What a module itself says it depends on: the modules directly needed."""
+    listings = elf.modinfo(module).get("depends", [])
+    return [_canonical(name) for listing in listings for name in listing.split(",") if name]
+
+
 def resolve_modules(
     wishes: Iterable[ModuleWish], *, folder: Path | None, vmlinux: Callable[[], bytes], release: str
 ) -> list[Module]:
@@ -204,6 +230,7 @@ def resolve_modules(
     index = _index(folder) if folder else {}
     recorded = _recorded_dependencies(folder) if folder else {}
     contents: dict[str, bytes] = {}
+    chains: dict[str, tuple[str, ...]] = {}
     wished_by: dict[str, set[str]] = {}
 
     def order(name: str) -> list[str] | None:
@@ -214,16 +241,14 @@ def resolve_modules(
             return None
         if name not in contents:
             contents[name] = _read_module(index[name])
-        if name in recorded:
-            needs = recorded[name]
-        else:
-            needs = [_canonical(need) for entry in elf.modinfo(contents[name]).get("depends", []) for need in entry.split(",")]
+        needs = recorded[name] if name in recorded else _own_dependencies(contents[name])
         names: list[str] = []
-        for need in filter(None, needs):
+        for need in needs:
             chain = order(need)
             if chain is None:
                 return None
             names += [link for link in chain if link not in names]
+        chains[name] = tuple(names)
         return [*names, name]
 
     missing: list[str] = []
@@ -245,6 +270,7 @@ def resolve_modules(
     return [
         Module(
             name=name,
+            needs=chains[name],
             content=contents[name],
             vermagic=next(iter(elf.modinfo(contents[name]).get("vermagic", [])), ""),
             wished_by=frozenset(wishers),

@@ -129,9 +129,9 @@ async def resolve(names: Iterable[str]) -> list[Package]:
     if missing := roots - found.keys():
         raise _unknown(missing)
     known = dict(found)
-    while found:
-        wanted = {name for package in found.values() for group in package.depends for name in group} - known.keys()
-        found = {name: package for name, package in (await _show(wanted)).items() if package.is_library} if wanted else {}
+    while wanted := {name for package in found.values() for group in package.depends for name in group} - known.keys():
+        shown = await _show(wanted)
+        found = {name: package for name, package in shown.items() if package.is_library}
         known |= found
     return sorted(known.values(), key=lambda package: package.name)
 

@@ -9,7 +9,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable, MutableMapping
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from qemu.qmp import ExecuteError, Message, QMPClient, Runstate
 
@@ -18,19 +18,19 @@ from harness.host.deadline import Deadline
 from harness.model.events import Event
 from harness.model.units import NS_PER_S
 
-__all__ = ["CommandRefused", "Qmp"]
+__all__ = ["CommandRefusedError", "Qmp"]
 
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)  # its errors reach us as exceptions
 
 
-class CommandRefused(TestbedError):
+class CommandRefusedError(TestbedError):
     """QEMU or the agent answered a command with an error; `reason` is its own description."""
 
     def __init__(self, command: str, arguments: MutableMapping[str, Any] | None, error: ExecuteError, who: str) -> None:
         shown = f" {json.dumps(arguments)}" if arguments else ""
-        super().__init__(f"{who} refused {command}{shown}: {error.error.description}")
+        super().__init__(f"{who} refused {command}{shown}: {error.description}")
         self.command = command
-        self.reason = error.error.description
+        self.reason = error.description
 
 
 class Qmp(QMPClient):
@@ -52,9 +52,9 @@ class Qmp(QMPClient):
     def _cb_inbound(self, msg: Message) -> Message:
         self._log("<", msg)
         if self._on_event is not None and "event" in msg:
-            stamp = msg["timestamp"]
+            stamp = cast("dict[str, int]", msg["timestamp"])
             t_ns = stamp["seconds"] * NS_PER_S + stamp["microseconds"] * 1000
-            self._on_event(Event(t_ns=t_ns, source=self.who, name=str(msg["event"]), data=dict(msg.get("data", {}))))
+            self._on_event(Event(t_ns=t_ns, source=self.who, name=str(msg["event"]), data=dict(cast("dict[str, Any]", msg.get("data", {})))))
         return msg
 
     def _cb_outbound(self, msg: Message) -> Message:
@@ -73,7 +73,7 @@ class Qmp(QMPClient):
     async def command(self, command: str, *, deadline: Deadline | None = None, **arguments: Any) -> Any:
         """Execute a command; underscores in argument names stand for dashes.
 
-        `CommandRefused` when it is answered with an error, `DeadlineError` when it isn't answered, `TestbedError` when
+        `CommandRefusedError` when it is answered with an error, `DeadlineError` when it isn't answered, `TestbedError` when
         the connection is gone.
         """
         named = {key.replace("_", "-"): value for key, value in arguments.items() if value is not None}
@@ -81,7 +81,7 @@ class Qmp(QMPClient):
         try:
             return await limit.wait(self.execute(command, named or None), awaited=f"{self.who}'s answer to {command}")
         except ExecuteError as error:
-            raise CommandRefused(command, named, error, self.who) from error
+            raise CommandRefusedError(command, named, error, self.who) from error
         except DeadlineError:
             raise
         except (ConnectionError, EOFError, OSError) as error:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from harness.errors import FeatureLackError, TestbedError
 from harness.vm.machine import Machine
-from harness.vm.qmp import CommandRefused
+from harness.vm.qmp import CommandRefusedError
 
 __all__ = ["ReceiveFilter", "ReceiveRing", "read_receive_filter", "read_receive_ring"]
 
@@ -37,7 +37,7 @@ async def read_receive_ring(machine: Machine, *, nic: str, pair: int = 0, length
     path = f"/machine/peripheral/{nic}/virtio-backend"
     try:
         status = await machine.qmp.command(_COMMAND, path=path, queue=2 * pair)
-    except CommandRefused as error:
+    except CommandRefusedError as error:
         raise FeatureLackError(
             f"{machine.spec.name} can't tell what the guest received: {error.reason}",
             hint=f"use a QEMU with {_COMMAND} (7.2 or newer) and a split virtqueue",

@@ -70,6 +70,8 @@ class Mechanism(Protocol):
     modes: ClassVar[frozenset[MigrationMode]]
     capabilities: ClassVar[tuple[str, ...]]
     """Migration capabilities it needs on both sides."""
+    one_queue: ClassVar[bool]
+    """Whether it can follow one queue pair only."""
 
     async def prepare(self, context: SwitchContext) -> None:
         """Before the migration starts."""

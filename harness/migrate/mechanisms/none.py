@@ -18,6 +18,7 @@ class NoMechanism:
     opens_port_early: ClassVar[bool] = False
     modes: ClassVar[frozenset[MigrationMode]] = frozenset({MigrationMode.PRECOPY, MigrationMode.POSTCOPY})
     capabilities: ClassVar[tuple[str, ...]] = ()
+    one_queue: ClassVar[bool] = False
 
     async def prepare(self, context: SwitchContext) -> None:
         pass

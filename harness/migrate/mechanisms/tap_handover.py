@@ -43,6 +43,7 @@ class TapHandover:
     opens_port_early: ClassVar[bool] = True
     modes: ClassVar[frozenset[MigrationMode]] = frozenset({MigrationMode.PRECOPY})
     capabilities: ClassVar[tuple[str, ...]] = ()
+    one_queue: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self._to_destination: Injector | None = None

@@ -1,0 +1,283 @@
+"""The command line: options, exit codes, and what goes where. The work is done in the packages below."""
+
+from __future__ import annotations
+
+import asyncio
+import json as jsonlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import click
+import msgspec
+import typer
+
+from harness import __version__
+from harness.cache import cache_dir
+from harness.cli.progress import reporting
+from harness.errors import SwitchoverError, UsageError
+from harness.model.result import Outcome, RunResult, Verdict
+
+__all__ = ["app", "main"]
+
+T = TypeVar("T")
+
+EXIT_FAILED, EXIT_BROKE, EXIT_LACK, EXIT_USAGE, EXIT_INCONCLUSIVE = 1, 2, 3, 4, 5
+
+app = typer.Typer(
+    name="switchover", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="What a live migration does to the network, packet by packet.",
+)
+image_app = typer.Typer(no_args_is_help=True, help="The guest image.")
+qemu_app = typer.Typer(no_args_is_help=True, help="QEMU versions and builds side by side.")
+app.add_typer(image_app, name="image")
+app.add_typer(qemu_app, name="qemu")
+
+Json = Annotated[bool, typer.Option("--json", help="JSON on standard output, nothing else.")]
+Results = Annotated[Path | None, typer.Option("--results", help="Where run directories go.", envvar="SWITCHOVER_RESULTS")]
+Runs = Annotated[list[Path], typer.Argument(help="Run directories.", metavar="RUN...")]
+
+
+def _results(given: Path | None) -> Path:
+    return given if given is not None else Path("results")
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """Run to the end; an interrupt cancels the work, which tears its lab down."""
+
+    async def guarded() -> T:
+        task = asyncio.ensure_future(work)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, task.cancel)
+        return await task
+
+    return asyncio.run(guarded())
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+    sys.stdout.flush()
+
+
+def _exit_code(results: list[RunResult]) -> int:
+    if any(r.verdict is Verdict.FAIL for r in results):
+        return EXIT_FAILED
+    if any(r.outcome is Outcome.FAILED for r in results):
+        return EXIT_BROKE
+    if any(r.outcome is Outcome.INCONCLUSIVE or r.verdict is Verdict.INCONCLUSIVE for r in results):
+        return EXIT_INCONCLUSIVE
+    return 0
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """What this host can do, and what to mend."""
+    from harness.cli.doctor import doctor as work
+
+    raise typer.Exit(work(json=json))
+
+
+@app.command()
+def features(
+    qemu: Annotated[str, typer.Option("--qemu", help="A name of `switchover qemu list`, or a path.")] = "system",
+    json: Json = False,
+) -> None:
+    """What a QEMU binary can do."""
+    from harness.cli.features import features as work
+
+    raise typer.Exit(work(qemu=qemu, json=json))
+
+
+@app.command()
+def run(
+    scenario: Annotated[list[str], typer.Argument(help="TOML files or names of shipped scenarios.", metavar="SCENARIO...")],
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Change a key: --set migration.hold_ms=200", metavar="K=V")] = None,
+    repeat: Annotated[int, typer.Option("--repeat", min=1, help="Run everything so often, interleaved.")] = 1,
+    cold: Annotated[bool, typer.Option("--cold", help="Boot the guests instead of starting from a saved state.")] = False,
+    results: Results = None,
+    json: Json = False,
+) -> None:
+    """Run scenarios: boot a pair, migrate it under traffic, account for every packet."""
+    from harness.cli.running import run_scenarios
+    from harness.report.table import campaign_table, run_table
+
+    with reporting(quiet=json) as progress:
+        done = _run(
+            run_scenarios(
+                scenario, settings=settings or [], repeat=repeat, cold=cold, results=_results(results), progress=progress,
+            )
+        )
+    found = [result for result, _ in done]
+    if json:
+        _print_json(found)
+    else:
+        print("\n\n".join(run_table(result) for result in found))
+        if len(found) > 1:
+            print("\n" + campaign_table(found))
+        for _, path in done:
+            print(f"{path}")
+    raise typer.Exit(_exit_code(found))
+
+
+@app.command(hidden=True)
+def demo(results: Results = None) -> None:
+    """none and tap-handover, interleaved: what `make demo` shows."""
+    from harness.cli.running import run_scenarios
+    from harness.report.table import campaign_table
+
+    with reporting() as progress:
+        done = _run(
+            run_scenarios(
+                ["udp-none", "udp-tap-handover"], settings=[], repeat=3, cold=False, results=_results(results), progress=progress
+            )
+        )
+    print(campaign_table([result for result, _ in done]))
+    print(f"\nRun directories: {_results(results)}/")
+    # The control is expected to lose packets; only the mechanism's verdict counts here.
+    raise typer.Exit(_exit_code([r for r, _ in done if r.mechanism != "none"]))
+
+
+@app.command()
+def analyze(runs: Runs, json: Json = False) -> None:
+    """Repeat the analysis from run directories alone, and write result.json anew."""
+    from harness.report.table import run_table
+    from harness.store.analyze import analyze as work
+    from harness.store.rundir import RunDirectory
+
+    found = []
+    for path in runs:
+        directory = RunDirectory.open(path)
+        result = work(directory)
+        directory.write_json("result.json", result)
+        found.append(result)
+    if json:
+        _print_json(found)
+    else:
+        print("\n\n".join(run_table(result) for result in found))
+    raise typer.Exit(_exit_code(found))
+
+
+@app.command()
+def why(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    stream: Annotated[str, typer.Argument(help="Name of a stream.")],
+    seq: Annotated[int, typer.Argument(help="Sequence number of a packet.", min=0)],
+) -> None:
+    """One packet's story."""
+    from harness.report.story import story_text
+    from harness.store.analyze import analyze_run
+    from harness.store.rundir import RunDirectory
+
+    analysis = analyze_run(RunDirectory.open(run))
+    if stream not in analysis.ledgers:
+        raise UsageError(f"{run} has no stream {stream!r}", hint=f"it has: {', '.join(analysis.ledgers)}")
+    print(story_text(analysis.ledgers[stream].explain(seq), start_ns=analysis.phases[0].start_ns if analysis.phases else 0))
+
+
+@app.command()
+def schema() -> None:
+    """The JSON Schemas of scenario and result."""
+    from harness.model.schema import schemas
+
+    print(jsonlib.dumps(schemas(), indent=2))
+
+
+@image_app.command("build")
+def image_build(
+    kernel: Annotated[Path | None, typer.Option("--kernel", help="Your own bzImage.")] = None,
+    modules: Annotated[Path | None, typer.Option("--modules", help="Its lib/modules/RELEASE folder.")] = None,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Look for newer packages.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing when the image is there.")] = False,
+) -> None:
+    """Build the guest image, or find it in the cache."""
+    from harness.vm.image import build_image
+
+    with reporting() as progress:
+        image = _run(build_image(cache=cache_dir(), kernel=kernel, modules=modules, refresh=refresh, progress=progress))
+    if not quiet:
+        print(f"{image.directory} (kernel {image.kernel_release})")
+
+
+@qemu_app.command("list")
+def qemu_list(json: Json = False) -> None:
+    """QEMUs that can be used."""
+    from harness.builds import list_qemus
+    from harness.cli.qemu import qemu_table
+
+    found = list_qemus(cache_dir())
+    if json:
+        _print_json(found)
+    else:
+        print(qemu_table(found))
+
+
+@qemu_app.command("fetch")
+def qemu_fetch(version: Annotated[str, typer.Argument(help="7.2, 10.0 or 11.1")]) -> None:
+    """Unpack Debian's QEMU of another release with its libraries; the host is not touched."""
+    from harness.builds import fetch
+
+    with reporting() as progress:
+        qemu = fetch(version, cache=cache_dir(), progress=progress)
+    print(f"{qemu.name}: QEMU {qemu.version} ({qemu.path})")
+
+
+@qemu_app.command("build")
+def qemu_build(
+    name: Annotated[str, typer.Argument(help='A name of your choice; "reference" is our own series on Debian\'s source.')],
+    source: Annotated[str, typer.Option("--source", help="debian, a git URL, a tarball or a folder.")] = "debian",
+    series: Annotated[list[Path] | None, typer.Option("--series", help="Patch files, folders or mailboxes, in order.")] = None,
+    option: Annotated[list[str] | None, typer.Option("--option", help="An option for QEMU's configure.")] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", min=1)] = None,
+) -> None:
+    """Build a QEMU from source with patch series."""
+    from harness.builds import build
+
+    with reporting() as progress:
+        qemu = build(
+            name, source=source, series=series or [], options=option or [], cache=cache_dir(), progress=progress, jobs=jobs
+        )
+    print(f"{qemu.name}: QEMU {qemu.version} ({qemu.path})")
+
+
+def _version(show: bool) -> None:
+    if show:
+        print(f"switchover {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """What a live migration does to the network, packet by packet."""
+
+
+def main() -> None:
+    """Entry point: turns errors into one clear message and the exit code that belongs to it."""
+    debug = bool(os.environ.get("SWITCHOVER_DEBUG"))
+    try:
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except SwitchoverError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"switchover: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(EXIT_USAGE)
+    except (KeyboardInterrupt, asyncio.CancelledError, click.exceptions.Abort):
+        print("switchover: interrupted; the lab is gone", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"switchover: {error}", file=sys.stderr)
+        sys.exit(EXIT_BROKE)

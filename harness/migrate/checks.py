@@ -1,0 +1,42 @@
+"""Refuse a plan that can't work before anything boots."""
+
+from __future__ import annotations
+
+import difflib
+
+from harness.errors import FeatureLackError, UsageError
+from harness.migrate.mechanisms import make_mechanism
+from harness.model.plan import MigrationPlan
+from harness.model.scenario import MigrationMode, Scenario
+from harness.vm.discovery import Features
+
+__all__ = ["check_plan"]
+
+
+def check_plan(plan: MigrationPlan, *, scenario: Scenario, source: Features, destination: Features) -> None:
+    """`UsageError` for what can never work, `FeatureLackError` for what these QEMUs lack."""
+    mechanism = make_mechanism(plan.mechanism)
+    if plan.mode in (MigrationMode.NONE, MigrationMode.STOP_CONT):
+        return
+    if plan.mode not in mechanism.modes:
+        known = ", ".join(sorted(mechanism.modes))
+        raise UsageError(f"{plan.mechanism} does not work in {plan.mode}", hint=f"set migration.mode to one of: {known}")
+    if mechanism.one_queue and scenario.network.queues > 1:
+        raise UsageError(
+            f"{plan.mechanism} works with one queue, network.queues is {scenario.network.queues}", hint="set network.queues to 1"
+        )
+    for side, features in (("source", source), ("destination", destination)):
+        for capability in (*plan.capabilities, *mechanism.capabilities):
+            if capability not in features.capabilities:
+                near = difflib.get_close_matches(capability, features.capabilities, n=1)
+                raise FeatureLackError(
+                    f"the {side}'s QEMU {features.version} has no migration capability {capability!r}",
+                    hint=f"did you mean {near[0]!r}?" if near else "switchover features shows what it has",
+                )
+        for parameter in plan.parameters:
+            if parameter not in features.parameters:
+                near = difflib.get_close_matches(parameter, features.parameters, n=1)
+                raise FeatureLackError(
+                    f"the {side}'s QEMU {features.version} has no migration parameter {parameter!r}",
+                    hint=f"did you mean {near[0]!r}?" if near else "switchover features shows what it has",
+                )

@@ -1,0 +1,84 @@
+"""What the harness itself knew of a run: run.json, the raw facts that no other file of the run directory holds."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from harness.model.result import GuestIdentity, QemuPair
+from harness.model.scenario import Scenario
+from harness.model.streams import UdpStream
+
+__all__ = ["CaptureFacts", "CounterFacts", "MigrationFacts", "RunFacts"]
+
+
+class _Facts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class CaptureFacts(_Facts, frozen=True, kw_only=True):
+    """One capture point; `file` is relative to the run directory."""
+
+    interface: str
+    file: str
+    packets: int
+    dropped: int
+    incomplete: int = 0
+
+
+class CounterFacts(_Facts, frozen=True, kw_only=True):
+    """The increase of one drop counter over the run. `place` as in `harness.analysis.evidence.Place`."""
+
+    name: str
+    place: str
+    direction: str
+    count: int
+
+
+class MigrationFacts(_Facts, frozen=True, kw_only=True):
+    """One migration as QEMU told it; times are host nanoseconds. Frame files are relative to the run directory.
+
+    `undelivered_file`: frames sent to the source's TAP that its guest did not get, in order; `stranded_file`: those read
+    back from the TAP's queue after the source's end; `passed_file`: those that a mechanism carried over.
+    """
+
+    mode: str
+    mechanism: str
+    capabilities: tuple[str, ...] = ()
+    parameters: dict[str, Any] = {}
+    status: str
+    statuses: tuple[tuple[str, int], ...] = ()
+    info: dict[str, Any] = {}
+    migrate_ns: int | None = None
+    stop_ns: int | None = None
+    resume_ns: int | None = None
+    completed_ns: int | None = None
+    undelivered_file: str | None = None
+    undelivered_reason: str = ""
+    stranded_file: str | None = None
+    passed_file: str | None = None
+    figures: dict[str, float] = {}
+
+
+class RunFacts(_Facts, frozen=True, kw_only=True):
+    """The whole of run.json."""
+
+    schema_version: Literal[1] = 1
+    run_id: str
+    scenario: Scenario
+    accelerator: str
+    accelerator_reason: str
+    host: dict[str, Any]
+    qemu: QemuPair
+    guest: GuestIdentity
+    streams: tuple[UdpStream, ...] = ()
+    nonce: int = 0
+    traffic_start_ns: int = 0
+    traffic_end_ns: int = 0
+    migrations: tuple[MigrationFacts, ...] = ()
+    captures: dict[str, CaptureFacts] = {}
+    counters: tuple[CounterFacts, ...] = ()
+    figures: dict[str, float] = {}
+    notes: tuple[str, ...] = ()
+    failure: str | None = None

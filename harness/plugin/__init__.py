@@ -1,0 +1,130 @@
+"""The pytest plugin: a pair of guests, traffic, migrations and their ledgers as fixtures.
+
+    def test_no_packet_is_lost(guest_pair, udp):
+        with udp(rate_pps=1000, direction="to-guest") as stream:
+            guest_pair.migrate(mechanism="tap-handover", hold_ms=150)
+        assert stream.ledger.lost == 0
+
+A failed assertion is a failed test, a testbed that broke is an error, an environment that lacks something is a skip with
+the reason. Every worker of pytest-xdist has labs of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.errors import EnvironmentLackError, SwitchoverError
+from harness.plugin.loop import LoopThread
+from harness.plugin.pair import GuestPair, Settings, UdpFactory
+
+__all__ = ["guest_pair", "lab", "udp"]
+
+_OPTIONS = (
+    ("--switchover-qemu", "QEMU", "system", "QEMU of the source: a name of `switchover qemu list`, or a path"),
+    ("--switchover-qemu-destination", "QEMU", None, "QEMU of the destination (the source's unless given)"),
+    ("--switchover-kernel", "FILE", None, "a bzImage for the guests (its modules folder beside it or in /lib/modules)"),
+    ("--switchover-image", "FOLDER", None, "a guest image folder"),
+    ("--switchover-accel", "NAME", "auto", "auto, kvm or tcg"),
+    ("--switchover-results", "FOLDER", None, "where run directories go (a temporary folder unless given)"),
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("switchover", "live migration and the network")
+    for name, metavar, default, text in _OPTIONS:
+        group.addoption(name, metavar=metavar, default=default, help=text)
+    group.addoption(
+        "--switchover-repeat", metavar="N", type=int, default=1, help="run every test that uses guest_pair so often"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "switchover(requires=[...], peer='namespace'|'guest', cold=False, qemu=NAME, **lab settings): what the test's lab is, and"
+        " the features (names of `switchover features`) without which the test is skipped",
+    )
+    config.addinivalue_line("markers", "nightly: a long campaign, run by `make nightly` only")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    repeat = metafunc.config.getoption("--switchover-repeat")
+    if repeat > 1 and "guest_pair" in metafunc.fixturenames:
+        metafunc.fixturenames.append("_switchover_round")
+        metafunc.parametrize("_switchover_round", range(1, repeat + 1), ids=lambda n: f"round{n}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Long campaigns run only when they are asked for with -m."""
+    if config.option.markexpr:
+        return
+    kept = [item for item in items if item.get_closest_marker("nightly") is None]
+    dropped = [item for item in items if item.get_closest_marker("nightly") is not None]
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = kept
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[Any]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What the environment lacks is a skip; the harness's own errors are shown without its frames."""
+    report = yield
+    if call.excinfo is not None and isinstance(call.excinfo.value, SwitchoverError):
+        error = call.excinfo.value
+        if isinstance(error, EnvironmentLackError):
+            report.outcome = "skipped"
+            path, line, _ = item.location
+            report.longrepr = (path, (line or 0) + 1, f"Skipped: {error}")
+        else:
+            report.longrepr = f"{type(error).__name__}: {error}"
+            # The testbed broke, whatever the phase: pytest calls that an error, and "call" a failure.
+            report.sections.append(("switchover", "the testbed broke; this says nothing about the claim under test"))
+    return report
+
+
+@pytest.fixture(scope="session")
+def _switchover_loop() -> Iterator[LoopThread]:
+    with LoopThread() as loop:
+        yield loop
+
+
+@pytest.fixture
+def _switchover_results(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    given = request.config.getoption("--switchover-results")
+    return Path(given) if given else tmp_path / "results"
+
+
+@pytest.fixture
+def guest_pair(
+    request: pytest.FixtureRequest, _switchover_loop: LoopThread, _switchover_results: Path
+) -> Iterator[GuestPair]:
+    """A fresh pair of guests in a lab of its own, started warm; gone after the test."""
+    marker = request.node.get_closest_marker("switchover")
+    option = request.config.getoption
+    settings = Settings(
+        qemu=option("--switchover-qemu"), qemu_destination=option("--switchover-qemu-destination"),
+        kernel=option("--switchover-kernel"), image=option("--switchover-image"), accel=option("--switchover-accel"),
+        results=_switchover_results, name=request.node.name,
+    ).with_marker(marker.kwargs if marker is not None else {})  # fmt: skip
+    with GuestPair.open(settings, loop=_switchover_loop) as pair:
+        yield pair
+        for key, value in pair.properties.items():
+            request.node.user_properties.append((key, value))
+
+
+@pytest.fixture
+def lab(guest_pair: GuestPair) -> Any:
+    """The lab behind `guest_pair`: warden, network, machines, timeline."""
+    return guest_pair.lab
+
+
+@pytest.fixture
+def udp(guest_pair: GuestPair) -> UdpFactory:
+    """`with udp(rate_pps=..., direction=...) as stream:`; `stream.ledger` is there after the block."""
+    return guest_pair.udp

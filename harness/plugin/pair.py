@@ -1,0 +1,269 @@
+"""The pair as a test sees it: plain calls, plain values."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import paramiko
+
+from harness.cache import cache_dir
+from harness.errors import FeatureLackError, TestbedError, UsageError
+from harness.host.deadline import Deadline
+from harness.lab import Lab
+from harness.migrate.checks import check_plan
+from harness.migrate.driver import MigrationRecord
+from harness.model.plan import MigrationPlan
+from harness.model.result import RunResult, StreamResult
+from harness.model.scenario import (
+    Accelerator,
+    GuestSection,
+    MigrationSection,
+    NetworkSection,
+    QemuSection,
+    Scenario,
+    TrafficSection,
+)
+from harness.model.streams import plan_streams
+from harness.plugin.loop import LoopThread
+from harness.recording import Recording
+from harness.run import RunOptions, prepare
+from harness.store.rundir import RunDirectory
+from harness.vm.agent import CommandResult, GuestAgent
+from harness.vm.discovery import Features, discover
+
+__all__ = ["GuestPair", "Settings", "Stream", "UdpFactory"]
+
+UdpFactory = Callable[..., contextlib.AbstractContextManager["Stream"]]
+
+_RUN_S = 180.0
+_DRAIN_S = 0.3
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a test's pair is made of, from the options and the marker."""
+
+    qemu: str
+    qemu_destination: str | None
+    kernel: str | None
+    image: str | None
+    accel: str
+    results: Path
+    name: str
+    requires: tuple[str, ...] = ()
+    cold: bool = False
+    guest: dict[str, Any] = {}
+    network: dict[str, Any] = {"peer": "namespace"}
+
+    def with_marker(self, marker: Mapping[str, Any]) -> Settings:
+        """With what the marker says; `UsageError` for a word it doesn't know."""
+        guest, network, plain = dict(self.guest), dict(self.network), dict[str, Any]()
+        for key, value in marker.items():
+            if key in GuestSection.__struct_fields__:
+                guest[key] = value
+            elif key in NetworkSection.__struct_fields__:
+                network[key] = value
+            elif key == "qemu":
+                plain.update(qemu=value, qemu_destination=value)
+            elif key in ("requires", "cold"):
+                plain[key] = tuple(value) if key == "requires" else value
+            else:
+                known = ["requires", "cold", "qemu", *GuestSection.__struct_fields__, *NetworkSection.__struct_fields__]
+                raise UsageError(f"the marker switchover knows no {key!r}", hint=f"it knows {', '.join(known)}")
+        return msgspec.structs.replace(self, guest=guest, network=network, **plain)
+
+    def scenario(self) -> Scenario:
+        """The scenario that stands in the test's run directories."""
+        safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in self.name)[:60].strip("-.")
+        return Scenario(
+            name=safe or "test", accelerator=Accelerator(self.accel),
+            guest=msgspec.convert({"kernel": self.kernel, "image": self.image} | self.guest, GuestSection),
+            network=msgspec.convert(self.network, NetworkSection),
+            qemu=QemuSection(source=self.qemu, destination=self.qemu_destination or self.qemu),
+        )  # fmt: skip
+
+
+class Stream:
+    """One stream of a test. `ledger` and `result` are there when its block has ended."""
+
+    def __init__(self, name: str, conclude: Callable[[], RunResult]) -> None:
+        self.name = name
+        self._conclude = conclude
+
+    @property
+    def result(self) -> RunResult:
+        """The whole recording's result."""
+        return self._conclude()
+
+    @property
+    def ledger(self) -> StreamResult:
+        """This stream's account: `lost`, `delivered`, `duplicated`, `reordered`, `passed`, `ledger` (the classes), ..."""
+        (mine,) = [stream for stream in self.result.streams if stream.name == self.name]
+        return mine
+
+
+class GuestPair:
+    """The mobile guest and its peer."""
+
+    def __init__(self, settings: Settings, lab: Lab, features: tuple[Features, Features], loop: LoopThread) -> None:
+        self.lab = lab
+        self.features = features
+        self.properties: dict[str, Any] = {}
+        self.record: MigrationRecord | None = None
+        self._settings = settings
+        self._loop = loop
+        self._scenario = settings.scenario()
+        self._recording: Recording | None = None
+        self._directory: RunDirectory | None = None
+        self._open_blocks = 0
+        self._stream_count = 0
+        self._result: RunResult | None = None
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, settings: Settings, *, loop: LoopThread) -> Iterator[GuestPair]:
+        """A started pair; `FeatureLackError` where a required feature is missing."""
+        scenario = settings.scenario()
+        options = RunOptions(results=settings.results, cache=cache_dir(), cold=settings.cold)
+
+        async def start() -> tuple[Lab, tuple[Features, Features]]:
+            lab_settings = await prepare(scenario, options=options, progress=lambda _: None)
+            features = (
+                await discover(lab_settings.source, cache=options.cache),
+                await discover(lab_settings.destination, cache=options.cache),
+            )
+            for side in features:
+                if lacking := side.lacking(list(settings.requires)):
+                    raise FeatureLackError("; ".join(lacking))
+            settings.results.mkdir(parents=True, exist_ok=True)
+            lab = Lab(lab_settings)
+            try:
+                await lab.start()
+            except BaseException:
+                await lab.close()
+                raise
+            return lab, features
+
+        lab, features = loop.run(start())
+        try:
+            yield cls(settings, lab, features, loop)
+        finally:
+            loop.run(lab.close())
+
+    # -- traffic and migration
+
+    @contextlib.contextmanager
+    def udp(self, **traffic: Any) -> Iterator[Stream]:
+        """A UDP stream for the length of the block. Keys as in a scenario's traffic section; direction "both" isn't one stream.
+
+        Blocks may be nested; the account is made when the outermost one ends.
+        """
+        section = msgspec.convert({"direction": "to-guest"} | traffic, TrafficSection)
+        if section.direction == "both":
+            raise UsageError('direction "both" stands for two streams', hint="nest two udp() blocks")
+        (plain,) = plan_streams([section])
+        self._stream_count += 1
+        number = self._stream_count
+        name = section.name or f"udp{number}-{section.direction}"
+        stream = msgspec.structs.replace(plain, id=number, port=plain.port + number, name=name)
+        deadline = Deadline(_RUN_S)
+        recording = self._begin()
+        self._open_blocks += 1
+        try:
+            running = self._loop.run(recording.start_traffic([stream], deadline=deadline))
+            yield Stream(name, self._concluded)
+            self._loop.run(recording.stop_traffic(running, drain_s=_DRAIN_S, deadline=deadline))
+        except BaseException:
+            self._abandon()
+            raise
+        self._open_blocks -= 1
+        if self._open_blocks == 0:
+            self._conclude()
+
+    def migrate(
+        self, *, mechanism: str = "none", deadline_s: float = 60.0, **plan: Any
+    ) -> MigrationRecord:
+        """Migrate the mobile guest; keys as in a scenario's migration section (`mode`, `hold_ms`, `capabilities`, ...)."""
+        section = msgspec.convert(plan, MigrationSection)
+        wanted = MigrationPlan.from_section(section, mechanism=mechanism)
+        check_plan(wanted, scenario=self._scenario, source=self.features[0], destination=self.features[1])
+        if self._recording is None:
+            work = self.lab.migrate(wanted, deadline=Deadline(deadline_s))
+        else:
+            work = self._recording.migrate(wanted, deadline=Deadline(deadline_s))
+        self.record = self._loop.run(work)
+        return self.record
+
+    def _begin(self) -> Recording:
+        if self._recording is None:
+            self._directory = RunDirectory.create(self._settings.results, self._scenario.name)
+            self._directory.write_scenario(self._scenario)
+            self._recording = self._loop.run(Recording.begin(self.lab, self._directory, scenario=self._scenario))
+            self._result = None
+        return self._recording
+
+    def _conclude(self) -> None:
+        assert self._recording is not None
+        assert self._directory is not None
+        recording, self._recording = self._recording, None
+        self._result = self._loop.run(recording.conclude()).result
+        self._directory.finish()
+        for stream in self._result.streams:
+            for field in ("sent", "lost", "duplicated", "reordered", "passed"):
+                self.properties[f"{stream.name}.{field}"] = getattr(stream, field)
+        for kind in ("compute_ms", "network_ms", "reported_ms"):
+            self.properties[f"downtime.{kind}"] = getattr(self._result.downtime, kind).value
+
+    def _abandon(self) -> None:
+        recording, self._recording = self._recording, None
+        self._open_blocks = 0
+        if recording is not None:
+            self._loop.run(recording.abandon())
+
+    def _concluded(self) -> RunResult:
+        if self._result is None:
+            raise TestbedError("the ledger is made when the block of traffic has ended")
+        return self._result
+
+    @property
+    def run_directory(self) -> Path:
+        """Where the raw data of the last block lies."""
+        if self._directory is None:
+            raise TestbedError("there was no traffic yet")
+        return self._directory.path
+
+    # -- the guests
+
+    def succeed(self, command: str, *, on: str = "mobile", timeout_s: float = 30.0) -> str:
+        """Run a shell command in a guest; its output. An exit status other than 0 is an error of the test."""
+        return self._loop.run(self._agent(on).shell(command, deadline=Deadline(timeout_s)))
+
+    def run(self, argv: Sequence[str], *, on: str = "mobile", timeout_s: float = 30.0) -> CommandResult:
+        """Run a program in a guest, whatever its status."""
+        return self._loop.run(self._agent(on).run(argv, deadline=Deadline(timeout_s)))
+
+    def _agent(self, on: str) -> GuestAgent:
+        if on == "mobile":
+            return self.lab.mobile.agent
+        if on == "peer" and self.lab.peer_machine is not None:
+            return self.lab.peer_machine.agent
+        raise UsageError(f"there is no guest {on!r}", hint='"mobile", and "peer" where the peer is a guest')
+
+    @contextlib.contextmanager
+    def ssh(self, *, on: str = "mobile") -> Iterator[paramiko.SSHClient]:
+        """An SSH session as root, over the management network."""
+        image = self.lab.settings.image
+        sock = self._loop.run(self.lab.management_socket(peer=on == "peer"))
+        client = paramiko.SSHClient()
+        kind, key = image.host_key.split()[:2]
+        client.get_host_keys().add("guest", kind, paramiko.PKey.from_type_string(kind, base64.b64decode(key)))
+        key_file = paramiko.Ed25519Key.from_private_key_file(str(image.ssh_key))
+        try:
+            client.connect("guest", username="root", pkey=key_file, sock=sock, look_for_keys=False, allow_agent=False)
+            yield client
+        finally:
+            client.close()

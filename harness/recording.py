@@ -1,0 +1,207 @@
+"""A recording: one stretch of traffic in a lab, with everything that the ledger needs, and at most one migration.
+
+    recording = await Recording.begin(lab, directory, scenario=...)
+    traffic = await recording.start_traffic(streams)
+    await recording.migrate(plan)
+    await recording.stop_traffic(traffic)
+    analysis = await recording.conclude()
+
+The run directory holds all raw data afterwards; the analysis is a pure function of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from harness.builds import QemuInstall
+from harness.capture.ring import CapturePoint, CaptureSet
+from harness.errors import TestbedError
+from harness.host.deadline import Deadline
+from harness.host.facts import host_facts
+from harness.host.network import Port, PortCounters
+from harness.lab import Lab, LabSettings
+from harness.migrate.driver import MigrationRecord
+from harness.model.facts import CaptureFacts, CounterFacts, MigrationFacts, RunFacts
+from harness.model.plan import MigrationPlan
+from harness.model.result import GuestIdentity, QemuIdentity, QemuPair
+from harness.model.scenario import MigrationMode, Scenario
+from harness.model.streams import UdpStream
+from harness.store.analyze import Analysis, analyze_run
+from harness.store.frames import write_frames
+from harness.store.rundir import RunDirectory
+from harness.traffic.udp import UdpTraffic
+from harness.vm.trace import trace_events
+
+__all__ = ["Recording"]
+
+
+class Recording:
+    """Made by `begin`; ends with `conclude` or `abandon`."""
+
+    def __init__(self, lab: Lab, directory: RunDirectory, scenario: Scenario) -> None:
+        self.figures: dict[str, float] = dict(lab.figures)
+        self.notes: list[str] = []
+        self.failure: str | None = None
+        self._lab = lab
+        self._settings: LabSettings = lab.settings  # as they are before the migration swaps the sides
+        self._directory = directory
+        self._scenario = scenario
+        self._captures = CaptureSet()
+        self._ports: dict[str, Port] = {}
+        self._before: dict[str, PortCounters] = {}
+        self._streams: list[UdpStream] = []
+        self._migrations: list[MigrationFacts] = []
+        self._summaries: list[dict[str, Any]] = []
+        self._counters: list[CounterFacts] = []
+        self._nonce = 0
+        self._start_ns = time.time_ns()
+
+    @classmethod
+    async def begin(cls, lab: Lab, directory: RunDirectory, *, scenario: Scenario) -> Recording:
+        """Start capturing at the peer's port and at the mobile guest's TAP."""
+        recording = cls(lab, directory, scenario)
+        if lab.peer_port is None or lab.mobile_side is None:
+            raise TestbedError("the lab was not started")
+        await recording._watch("peer", lab.peer_port)
+        await recording._watch("source", lab.mobile_side.port)
+        return recording
+
+    async def _watch(self, name: str, port: Port) -> None:
+        path = self._directory.path / "capture" / f"{name}.pcapng"
+        sock = await self._lab.network.packet_socket()
+        self._captures.add(name, CapturePoint(sock=sock, interface=port.name, path=path))
+        self._ports[name] = port
+        self._before[name] = await self._lab.network.counters(port)
+
+    # -- what happens in it
+
+    async def start_traffic(self, streams: Sequence[UdpStream], *, deadline: Deadline) -> UdpTraffic:
+        """Start streams (with ids not used before in this recording)."""
+        endpoints = self._lab.endpoints
+        traffic = UdpTraffic(tuple(streams), endpoints["mobile"], endpoints["peer"])
+        if self._nonce:
+            traffic.nonce = self._nonce
+        self._nonce = traffic.nonce
+        await traffic.start(deadline=deadline)
+        self._streams += streams
+        return traffic
+
+    async def stop_traffic(self, traffic: UdpTraffic, *, drain_s: float, deadline: Deadline) -> None:
+        """Stop sending, wait for the last packets, bring in the records."""
+        began = time.monotonic()
+        self._summaries += await traffic.stop(self._directory.path / "traffic", drain_s=drain_s, deadline=deadline)
+        self.figures["records_s"] = time.monotonic() - began - drain_s
+
+    async def migrate(self, plan: MigrationPlan, *, deadline: Deadline) -> MigrationRecord:
+        """Migrate the mobile guest (or stop and continue it, as the plan says)."""
+        if self._migrations:
+            raise TestbedError("a recording holds one migration", hint="begin a new block of traffic for the next one")
+
+        async def capture(port: Port) -> None:
+            await self._watch("destination", port)
+
+        began, began_ns = time.monotonic(), time.time_ns()
+        record = await self._lab.migrate(plan, deadline=deadline, capture=capture)
+        self.figures["migration_s"] = time.monotonic() - began
+        self.notes += record.notes
+        self._migrations.append(self._facts_of(record, plan, began_ns))
+        return record
+
+    # -- the end
+
+    async def conclude(self) -> Analysis:
+        """Stop capturing, write everything down, analyse it. The folder keeps its partial name."""
+        end_ns = time.time_ns()
+        await self._count_drops()
+        captures = await self._stop_captures()
+        for machine in self._lab.machines:
+            for event in trace_events(machine):
+                self._lab.timeline.record(event)
+        self._directory.write_events(e for e in self._lab.timeline.sorted() if e.t_ns <= end_ns)
+        self._directory.write_json("traffic/summaries.json", self._summaries)
+        settings = self._settings
+        facts = RunFacts(
+            run_id=self._directory.run_id, scenario=self._scenario, accelerator=settings.accelerator,
+            accelerator_reason=settings.accelerator_reason, host=host_facts(),
+            qemu=QemuPair(source=_identity(settings.source), destination=_identity(settings.destination)),
+            guest=GuestIdentity(kernel=settings.image.kernel_release, image=settings.image.digest),
+            streams=tuple(self._streams), nonce=self._nonce, traffic_start_ns=self._start_ns, traffic_end_ns=end_ns,
+            migrations=tuple(self._migrations), captures=captures, counters=tuple(self._counters),
+            figures=self.figures, notes=tuple(self.notes), failure=self.failure,
+        )  # fmt: skip
+        self._directory.write_json("run.json", facts)
+        analysis = await asyncio.to_thread(analyze_run, self._directory)
+        self._directory.write_json("result.json", analysis.result)
+        return analysis
+
+    async def abandon(self) -> None:
+        """Stop capturing after a failure; what was captured stays."""
+        await self._stop_captures()
+
+    async def _stop_captures(self) -> dict[str, CaptureFacts]:
+        summaries = await asyncio.to_thread(self._captures.stop)
+        return {
+            name: CaptureFacts(
+                interface=self._ports[name].name, file=f"capture/{summary.path.name}", packets=summary.packets,
+                dropped=summary.dropped, incomplete=summary.shortened + summary.interruptions,
+            )
+            for name, summary in summaries.items()
+        }  # fmt: skip
+
+    def _facts_of(self, record: MigrationRecord, plan: MigrationPlan, began_ns: int) -> MigrationFacts:
+        begin = self._lab.timeline.find("migrate", source="harness", after_ns=began_ns)
+        moved = record.status == "completed" and plan.mode is not MigrationMode.STOP_CONT
+
+        def frames(name: str, content: Sequence[bytes], times_ns: Sequence[int]) -> str:
+            relative = f"capture/{name}.pcapng"
+            interface = self._ports["source"].name
+            write_frames(self._directory.path / relative, content, times_ns=times_ns, interface=interface)
+            return relative
+
+        undelivered = stranded = passed = None
+        if record.first_undelivered is not None:
+            left = record.source_frames
+            undelivered = frames("undelivered", [f.frame for f in left], [f.time_ns for f in left])
+        if moved:
+            stranded = frames("stranded", record.stranded, [0] * len(record.stranded))
+            if record.undelivered_reason:
+                self.notes.append(record.undelivered_reason)
+        if record.report.passed:
+            passed = frames("passed", [f.frame for f in record.report.passed], [f.time_ns for f in record.report.passed])
+        return MigrationFacts(
+            mode=plan.mode, mechanism=plan.mechanism, capabilities=plan.capabilities, parameters=plan.parameters,
+            status=record.status, statuses=record.statuses, info=record.info, migrate_ns=begin.t_ns if begin else None,
+            stop_ns=record.stop_ns, resume_ns=record.resume_ns, completed_ns=record.completed_ns,
+            undelivered_file=undelivered, undelivered_reason=record.undelivered_reason, stranded_file=stranded,
+            passed_file=passed, figures={name: float(value) for name, value in record.report.figures.items()},
+        )  # fmt: skip
+
+    async def _count_drops(self) -> None:
+        """The increase of every drop counter on the way, as evidence for the ledger."""
+        places = {"source": ("source-tap", "to-guest"), "destination": ("destination-tap", "to-guest"), "peer": ("peer", "from-guest")}
+        for name, (place, direction) in places.items():
+            if name in self._ports:
+                port = self._ports[name]
+                after = await self._lab.network.counters(port)
+                count = after.tx_dropped - self._before[name].tx_dropped
+                self._counters.append(CounterFacts(name=f"{port.name} tx_dropped", place=place, direction=direction, count=count))
+        streams = {stream.id: stream for stream in self._streams}
+        for summary in self._summaries:
+            for entry in summary["streams"]:
+                if entry["role"] == "send":
+                    continue
+                stream = streams[entry["id"]]
+                at_guest = stream.sender_is_peer
+                self._counters.append(
+                    CounterFacts(
+                        name=f"{stream.name} socket drops", place="guest" if at_guest else "peer",
+                        direction="to-guest" if at_guest else "from-guest", count=int(entry["socket_drops"]),
+                    )
+                )
+
+
+def _identity(qemu: QemuInstall) -> QemuIdentity:
+    return QemuIdentity(name=qemu.name, version=qemu.version, build=qemu.build_id)

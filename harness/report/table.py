@@ -1,0 +1,100 @@
+"""Tables of results for a terminal or a mail."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from tabulate import tabulate
+
+from harness.model.result import Figure, RunResult, StreamResult
+
+__all__ = ["campaign_table", "run_table"]
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _figure(figure: Figure) -> str:
+    if figure.value is None:
+        return "-"
+    return f"{figure.value:.{1 if figure.resolution_ms < 1 else 0}f} ms (± {figure.resolution_ms:g})"
+
+
+def run_table(result: RunResult) -> str:
+    """One run: its verdict, three downtimes, and a line for each stream."""
+    head = f"{result.scenario.name}: {result.verdict.upper()} ({result.outcome}), {result.mechanism}, {result.accelerator}"
+    qemu = result.qemu.source.version
+    if result.qemu.destination != result.qemu.source:
+        qemu += f" -> {result.qemu.destination.version}"
+    lines = [head, f"  QEMU {qemu}, guest kernel {result.guest.kernel}, run {result.run_id}"]
+    downtime = result.downtime
+    if downtime.compute_ms.value is not None:
+        lines.append(
+            f"  downtime: compute {_figure(downtime.compute_ms)}, network {_figure(downtime.network_ms)},"
+            f" reported {_figure(downtime.reported_ms)}"
+        )
+    lines += [f"  failed: {line}" for line in result.expectations]
+    lines += [f"  note: {note}" for note in result.notes]
+    rows = [_stream_row(stream) for stream in result.streams]
+    headers = ["stream", "sent", "delivered", "lost", "passed", "late", "dup", "reord", "gap ms", "p50 ms", "max ms", "lost where"]
+    table = tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True, colalign=["left", *["right"] * 10, "left"])
+    return "\n".join([*lines, "", *("  " + row for row in table.splitlines())]) if rows else "\n".join(lines)
+
+
+def _stream_row(stream: StreamResult) -> list[str]:
+    latency = stream.latency_ms
+    classes = stream.ledger
+    places = {
+        "stranded": classes.stranded_at_source, "host": classes.dropped_by_host, "QEMU": classes.lost_in_qemu,
+        "guest": classes.dropped_by_guest, "return": classes.lost_on_return, "UNEXPLAINED": classes.unexplained,
+    }
+    where = ", ".join(f"{count} {place}" for place, count in places.items() if count)
+    return [
+        stream.name, str(stream.sent), str(stream.delivered), str(stream.lost), str(stream.passed), str(stream.late),
+        str(stream.duplicated), str(stream.reordered), _ms(stream.longest_gap_ms), _ms(latency.p50 if latency else None),
+        _ms(latency.max if latency else None), where,
+    ]  # fmt: skip
+
+
+def _median(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{statistics.median(known):.1f}" if known else "-"
+
+
+def _span(values: Sequence[int]) -> str:
+    """A count over several runs: one number where all agree, else the median and the extremes."""
+    if len(set(values)) <= 1:
+        return str(values[0]) if values else "-"
+    return f"{statistics.median(values):g} ({min(values)}..{max(values)})"
+
+
+def campaign_table(results: Sequence[RunResult]) -> str:
+    """Runs side by side, grouped by scenario: the streams to the guest, where a switchover loses packets."""
+    groups: dict[str, list[RunResult]] = {}
+    for result in results:
+        groups.setdefault(result.scenario.name, []).append(result)
+    rows = []
+    for name, runs in groups.items():
+        streams = [[s for s in run.streams if s.direction != "from-guest"] for run in runs]
+
+        def total(field: str, streams: list[list[StreamResult]] = streams) -> str:
+            return _span([sum(getattr(s, field) for s in mine) for mine in streams])
+
+        verdicts = {run.verdict for run in runs}
+        rows.append(
+            [
+                name, runs[0].mechanism, str(len(runs)), total("sent"), total("lost"), total("duplicated"),
+                total("reordered"), total("passed"), _median([r.downtime.compute_ms.value for r in runs]),
+                _median([r.downtime.network_ms.value for r in runs]), _median([r.downtime.reported_ms.value for r in runs]),
+                _span([sum(s.ledger.unexplained for s in r.streams) for r in runs]),
+                verdicts.pop() if len(verdicts) == 1 else "mixed",
+            ]
+        )  # fmt: skip
+    headers = [
+        "scenario", "mechanism", "n", "sent to guest", "lost", "dup", "reord", "passed",
+        "compute ms", "network ms", "reported ms", "unexplained", "verdict",
+    ]  # fmt: skip
+    align = ["left", "left", *["right"] * 10, "left"]
+    return tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True, colalign=align)

@@ -1,0 +1,147 @@
+"""One scenario from end to end.
+
+Check what was asked for; boot a pair in a lab of its own; capture at the peer's port and at both TAPs; let the
+traffic run; migrate the mobile guest; let the traffic run on; bring in every record; account for every packet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from harness.builds import resolve_qemu
+from harness.errors import MigrationError
+from harness.host.accel import choose_accelerator
+from harness.host.deadline import Deadline
+from harness.lab import Lab, LabSettings
+from harness.migrate.checks import check_plan
+from harness.model.plan import MigrationPlan
+from harness.model.result import RunResult
+from harness.model.scenario import MigrationMode, Scenario
+from harness.model.streams import plan_streams
+from harness.recording import Recording
+from harness.store.rundir import RunDirectory
+from harness.vm.discovery import discover
+from harness.vm.image import GuestImage, build_image, load_image
+
+__all__ = ["RunOptions", "prepare", "run_scenario"]
+
+Progress = Callable[[str], None]
+
+
+class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Where things are and go. `cold` boots guests for real instead of starting them from a saved state."""
+
+    results: Path
+    cache: Path
+    cold: bool = False
+
+
+async def prepare(scenario: Scenario, *, options: RunOptions, progress: Progress) -> LabSettings:
+    """Find or build everything a scenario needs, and refuse what can't work before anything boots."""
+    source = await asyncio.to_thread(resolve_qemu, scenario.qemu.source, options.cache)
+    destination = await asyncio.to_thread(resolve_qemu, scenario.qemu.destination, options.cache)
+    features = [await discover(qemu, cache=options.cache) for qemu in dict.fromkeys((source, destination))]
+    plan = MigrationPlan.from_section(scenario.migration, mechanism=scenario.mechanism)
+    check_plan(plan, scenario=scenario, source=features[0], destination=features[-1])
+    accelerator, reason = await choose_accelerator(
+        scenario.accelerator, argv_prefix=source.argv_prefix, cache=options.cache
+    )
+    image = await _image(scenario, options, progress)
+    return LabSettings(
+        source=source, destination=destination, accelerator=accelerator, accelerator_reason=reason, image=image, cache=options.cache,
+        memory=scenario.guest.memory, vcpus=scenario.guest.vcpus, machine=scenario.guest.machine,
+        cpu=scenario.guest.cpu, peer=scenario.network.peer, mtu=scenario.network.mtu, queues=scenario.network.queues,
+        vhost=scenario.network.vhost, management=scenario.guest.management,
+        static_neighbours=scenario.network.static_neighbours, destination_port=scenario.network.destination_port,
+        cold=options.cold,
+    )  # fmt: skip
+
+
+async def _image(scenario: Scenario, options: RunOptions, progress: Progress) -> GuestImage:
+    if scenario.guest.image is not None:
+        return load_image(Path(scenario.guest.image))
+    kernel = Path(scenario.guest.kernel) if scenario.guest.kernel else None
+    modules = Path(scenario.guest.modules) if scenario.guest.modules else None
+    return await build_image(cache=options.cache, kernel=kernel, modules=modules, progress=progress)
+
+
+async def run_scenario(scenario: Scenario, *, options: RunOptions, progress: Progress) -> tuple[RunResult, Path]:
+    """Run a scenario once; its result and its run directory.
+
+    A migration that ends in a way nobody asked for is a result too (`failed`); whatever keeps the run from being made is
+    raised, and the directory keeps its partial name and its log.
+    """
+    settings = await prepare(scenario, options=options, progress=progress)
+    directory = RunDirectory.create(options.results, scenario.name)
+    try:
+        with _host_lock(options.cache) as alone:
+            result = await _execute(scenario, settings, directory, progress, alone=alone)
+    except BaseException as error:
+        directory.log(f"ended by {type(error).__name__}: {error}")
+        raise
+    directory.finish()
+    return result, directory.path
+
+
+async def _execute(
+    scenario: Scenario, settings: LabSettings, directory: RunDirectory, progress: Progress, *, alone: bool
+) -> RunResult:
+    timing, plan = scenario.timing, MigrationPlan.from_section(scenario.migration, mechanism=scenario.mechanism)
+
+    def say(text: str) -> None:
+        directory.log(text)
+        progress(text)
+
+    began = time.monotonic()
+    directory.write_scenario(scenario)
+    async with Lab(settings, logs=directory.path, progress=say) as lab:
+        say("starting the pair" + (" cold" if settings.cold else ""))
+        await lab.start()
+        deadline = Deadline(timing.timeout_s)
+        recording = await Recording.begin(lab, directory, scenario=scenario)
+        try:
+            if not alone:
+                recording.notes.append("another run was under way on this host: timings are not to be compared")
+            streams = plan_streams(scenario.traffic)
+            traffic = await recording.start_traffic(streams, deadline=deadline)
+            say(f"{len(streams)} streams, {timing.settle_s:g} s before, {timing.tail_s:g} s after")
+            await asyncio.sleep(timing.settle_s)
+            if plan.mode is not MigrationMode.NONE:
+                say(f"migrating: {plan.mode}, mechanism {plan.mechanism}")
+                try:
+                    await recording.migrate(plan, deadline=deadline)
+                except MigrationError as error:
+                    recording.failure = error.message
+                    recording.notes.append(error.message)
+            await asyncio.sleep(timing.tail_s)
+            say("bringing in the records")
+            await recording.stop_traffic(traffic, drain_s=timing.drain_s, deadline=deadline)
+        except BaseException:
+            await recording.abandon()
+            raise
+        waited_s = timing.settle_s + timing.tail_s + timing.drain_s
+        figures = recording.figures
+        figures["planned_s"] = figures["ready_s"] + waited_s + figures.get("migration_s", 0.0)
+        figures["before_analysis_s"] = time.monotonic() - began
+        say("accounting for every packet")
+        return (await recording.conclude()).result
+
+
+@contextlib.contextmanager
+def _host_lock(cache: Path) -> Iterator[bool]:
+    """Whether this is the only timed run on the host; a second one goes on, but is marked."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "timed-run.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True

@@ -1,0 +1,1 @@
+"""Run directories: written atomically, read back offline, turned into a result by pure analysis."""

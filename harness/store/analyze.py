@@ -1,0 +1,267 @@
+"""From a run directory to its result: pure, offline, repeatable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from harness.analysis.announce import find_announcements, first_frame_ns
+from harness.analysis.columns import Capture, read_capture
+from harness.analysis.evidence import Captures, DropCounter, Evidence, Place, StreamRecords
+from harness.analysis.ledger import Ledger, account
+from harness.analysis.outages import delays, find_outages, longest_gap_ns, network_downtime
+from harness.analysis.phases import Milestones, Phase, phases, sent_by_phase
+from harness.analysis.records import RecordFile, RecordKind, read_records
+from harness.analysis.sightings import NEVER, StopWindow
+from harness.model.addresses import MOBILE
+from harness.model.expect import check_expectations
+from harness.model.facts import MigrationFacts, RunFacts
+from harness.model.result import (
+    Announcement,
+    CaptureResult,
+    Downtimes,
+    Figure,
+    Latency,
+    LedgerClasses,
+    MigrationResult,
+    OutageResult,
+    Outcome,
+    PhaseResult,
+    RunResult,
+    StreamResult,
+    Verdict,
+)
+from harness.model.scenario import Direction, MigrationMode
+from harness.model.streams import UdpStream
+from harness.model.units import ms
+from harness.store.frames import probes_of, read_frames
+from harness.store.rundir import RunDirectory
+
+__all__ = ["Analysis", "analyze", "analyze_run"]
+
+STOP_RESOLUTION_MS = 0.25
+"""The run state changes at most this long before the STOP event (the vCPUs are paused in between)."""
+_LATE_MARGIN_NS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A result with the ledgers it came from, for those who ask about single packets."""
+
+    result: RunResult
+    ledgers: dict[str, Ledger]
+    phases: tuple[Phase, ...]
+
+
+def analyze(run: RunDirectory) -> RunResult:
+    """The result of a run, from its directory alone."""
+    return analyze_run(run).result
+
+
+def analyze_run(run: RunDirectory) -> Analysis:
+    """As `analyze`, with the ledgers."""
+    facts = run.facts()
+    captures = {name: read_capture(run.path / point.file) for name, point in facts.captures.items()}
+    windows = tuple(
+        StopWindow(stop_ns=m.stop_ns, resume_ns=m.resume_ns) for m in facts.migrations if m.stop_ns and m.resume_ns
+    )
+    evidence = _evidence(run, facts, captures, windows)
+    streams = [_stream_records(run, stream) for stream in facts.streams]
+    announced_ns = _announced_ns(facts, captures.get("destination"))
+    found = phases(_milestones(facts, announced_ns))
+    ledgers = account(streams, evidence=evidence, late_ns=_late_ns(streams, evidence, facts))
+    results = tuple(_stream_result(stream, ledgers[stream.name], found, windows) for stream in facts.streams)
+    problems = _problems(facts, ledgers)
+    outcome = _outcome(facts, problems)
+    draft = RunResult(
+        run_id=facts.run_id, scenario=facts.scenario, outcome=outcome, verdict=Verdict.INCONCLUSIVE,
+        accelerator=facts.accelerator, host=facts.host, qemu=facts.qemu, guest=facts.guest,
+        mechanism=facts.scenario.mechanism, downtime=_downtimes(facts, results),
+        phases=tuple(PhaseResult(name=p.name, start_ns=p.start_ns, end_ns=p.end_ns) for p in found),
+        streams=results, migration=_migration(facts), announcements=_announcements(captures),
+        captures={n: CaptureResult(packets=c.packets, dropped=c.dropped) for n, c in facts.captures.items()},
+        figures=facts.figures, notes=(*facts.notes, *problems),
+    )  # fmt: skip
+    verdict, failed = check_expectations(draft)
+    return Analysis(msgspec.structs.replace(draft, verdict=verdict, expectations=failed), ledgers, found)
+
+
+def _evidence(
+    run: RunDirectory, facts: RunFacts, captures: dict[str, Capture], windows: tuple[StopWindow, ...]
+) -> Evidence:
+    """What was seen of lost packets besides records and captures."""
+    stranded: set[tuple[int, int]] = set()
+    swallowed: set[tuple[int, int]] = set()
+    passed: set[tuple[int, int]] = set()
+    for migration in facts.migrations:
+        if migration.stranded_file is not None:
+            waiting = read_frames(run.path / migration.stranded_file)
+            stranded |= probes_of(waiting, nonce=facts.nonce)
+            if migration.undelivered_file is not None:
+                # QEMU reads the TAP in order: what the guest did not get and what does not wait any more was swallowed.
+                undelivered = read_frames(run.path / migration.undelivered_file)
+                taken = undelivered.select(np.arange(max(0, len(undelivered) - len(waiting))))
+                swallowed |= probes_of(taken, nonce=facts.nonce)
+        if migration.passed_file is not None:
+            passed |= probes_of(read_frames(run.path / migration.passed_file), nonce=facts.nonce)
+    counters = tuple(
+        DropCounter(name=c.name, place=Place(c.place), count=c.count, direction=Direction(c.direction))
+        for c in facts.counters
+        if c.count > 0
+    )
+    return Evidence(
+        captures=Captures(
+            peer=captures.get("peer"), source=captures.get("source"), destination=captures.get("destination")
+        ),
+        stranded=frozenset(stranded), swallowed=frozenset(swallowed), passed=frozenset(passed),
+        counters=counters, windows=windows,
+    )  # fmt: skip
+
+
+def _stream_records(run: RunDirectory, stream: UdpStream) -> StreamRecords:
+    folder = run.path / "traffic"
+
+    def there(kind: str, expected: RecordKind) -> RecordFile | None:
+        path: Path = folder / f"{stream.id}.{kind}.rec"
+        return read_records(path, kind=expected) if path.exists() else None
+
+    sent = read_records(folder / f"{stream.id}.sent.rec", kind=RecordKind.SENT)
+    received = there("received", RecordKind.RECEIVED)
+    if stream.direction is Direction.ECHO:
+        replies = there("replies", RecordKind.REPLIES)
+        return StreamRecords(
+            name=stream.name, direction=stream.direction, sent=sent, received=replies, responder=received
+        )
+    return StreamRecords(name=stream.name, direction=stream.direction, sent=sent, received=received)
+
+
+def _late_ns(streams: list[StreamRecords], evidence: Evidence, facts: RunFacts) -> int | None:
+    """Later than anything this run showed before its migration began, and a margin: the run's own null part."""
+    begin = min((m.migrate_ns or m.stop_ns or 0 for m in facts.migrations), default=0)
+    if not begin:
+        return None
+    longest = 0
+    for ledger in account(streams, evidence=evidence).values():
+        known = (ledger.host_sent_ns != NEVER) & (ledger.delivered_ns != NEVER) & (ledger.delivered_ns < begin)
+        if known.any():
+            longest = max(longest, int((ledger.delivered_ns[known] - ledger.host_sent_ns[known]).max()))
+    return longest + _LATE_MARGIN_NS
+
+
+def _announced_ns(facts: RunFacts, destination: Capture | None) -> int | None:
+    resume = next((m.resume_ns for m in facts.migrations if m.resume_ns), None)
+    if destination is None or resume is None:
+        return None
+    return first_frame_ns(destination.columns, mac=MOBILE.mac, after_ns=resume)
+
+
+def _milestones(facts: RunFacts, announced_ns: int | None) -> Milestones:
+    migration: MigrationFacts | None = facts.migrations[0] if facts.migrations else None
+    if migration is None:
+        return Milestones(start_ns=facts.traffic_start_ns, end_ns=facts.traffic_end_ns)
+    return Milestones(
+        start_ns=facts.traffic_start_ns, end_ns=facts.traffic_end_ns, migrate_ns=migration.migrate_ns,
+        stop_ns=migration.stop_ns, resume_ns=migration.resume_ns,
+        announced_ns=announced_ns if migration.status == "completed" else migration.resume_ns,
+        completed_ns=migration.completed_ns, postcopy=migration.mode == MigrationMode.POSTCOPY,
+    )
+
+
+def _stream_result(
+    stream: UdpStream, ledger: Ledger, found: tuple[Phase, ...], windows: tuple[StopWindow, ...]
+) -> StreamResult:
+    counts = ledger.counts
+    outages = find_outages(ledger, interval_ns=stream.interval_ns)
+    downtime = network_downtime(outages, windows=windows) if windows else None
+    gap, spread = longest_gap_ns(ledger), delays(ledger)
+    return StreamResult(
+        name=stream.name, kind="udp", direction=stream.direction, sent=counts.sent, delivered=counts.delivered,
+        lost=counts.sent - counts.delivered, passed=counts.passed, late=counts.late, duplicated=counts.duplicated,
+        reordered=counts.reordered, longest_gap_ms=None if gap is None else ms(gap),
+        network_downtime_ms=ms(downtime.duration_ns) if downtime else (0.0 if windows else None),
+        sent_late_max_ms=_sent_late_ms(ledger, stream),
+        outages=tuple(
+            OutageResult(
+                start_ns=o.start_ns, end_ns=o.end_ns, duration_ms=ms(o.duration_ns), recovered=o.recovered
+            )
+            for o in outages
+        ),
+        latency_ms=None
+        if spread is None
+        else Latency(p50=ms(spread.p50_ns), p99=ms(spread.p99_ns), max=ms(spread.max_ns)),
+        ledger=LedgerClasses(
+            delivered=counts.delivered, stranded_at_source=counts.stranded_at_source,
+            dropped_by_host=counts.dropped_by_host, lost_in_qemu=counts.lost_in_qemu,
+            dropped_by_guest=counts.dropped_by_guest, lost_on_return=counts.lost_on_return,
+            unexplained=counts.unexplained,
+        ),
+        lost_by_phase={str(p.phase): p.lost for p in sent_by_phase(ledger, found) if p.lost},
+    )  # fmt: skip
+
+
+def _sent_late_ms(ledger: Ledger, stream: UdpStream) -> float:
+    """The longest pause between two sends, beyond the interval: what the sender itself did to the stream."""
+    if ledger.sent_ns.size < 2:
+        return 0.0
+    return ms(max(0, int(np.diff(np.sort(ledger.sent_ns)).max()) - stream.interval_ns))
+
+
+def _downtimes(facts: RunFacts, streams: tuple[StreamResult, ...]) -> Downtimes:
+    migration = facts.migrations[0] if facts.migrations else None
+    compute = None
+    if migration is not None and migration.stop_ns and migration.resume_ns:
+        compute = ms(migration.resume_ns - migration.stop_ns)
+    reported = migration.info.get("downtime") if migration is not None else None
+    first = facts.streams[0] if facts.streams else None
+    return Downtimes(
+        compute_ms=Figure(value=compute, resolution_ms=STOP_RESOLUTION_MS),
+        network_ms=Figure(
+            value=streams[0].network_downtime_ms if streams else None,
+            resolution_ms=ms(first.interval_ns) if first else 0.0,
+        ),
+        reported_ms=Figure(value=None if reported is None else float(reported), resolution_ms=1.0),
+    )
+
+
+def _migration(facts: RunFacts) -> MigrationResult | None:
+    if not facts.migrations or facts.scenario.migration.mode in (MigrationMode.NONE, MigrationMode.STOP_CONT):
+        return None
+    migration = facts.migrations[0]
+    return MigrationResult(
+        mode=migration.mode, capabilities=migration.capabilities, parameters=migration.parameters,
+        status=migration.status, total_ms=migration.info.get("total-time"), setup_ms=migration.info.get("setup-time"),
+        ram=dict(migration.info.get("ram", {})), statuses=migration.statuses,
+    )  # fmt: skip
+
+
+def _announcements(captures: dict[str, Capture]) -> tuple[Announcement, ...]:
+    if "destination" not in captures:
+        return ()
+    return tuple(
+        Announcement(t_ns=a.time_ns, kind=a.kind, interface="destination")
+        for a in find_announcements(captures["destination"].columns, mac=MOBILE.mac)
+    )
+
+
+def _problems(facts: RunFacts, ledgers: dict[str, Ledger]) -> tuple[str, ...]:
+    """Why the account may not be trusted; empty in a sound run."""
+    found = [f"capture {name}: {c.dropped} packets dropped" for name, c in facts.captures.items() if c.dropped]
+    found += [f"capture {name}: not complete" for name, c in facts.captures.items() if c.incomplete]
+    for name, ledger in ledgers.items():
+        if ledger.counts.unexplained:
+            found.append(f"{name}: {ledger.counts.unexplained} packets unexplained")
+        found += [f"{name}: {problem}" for problem in ledger.problems]
+    return tuple(dict.fromkeys(found))
+
+
+def _outcome(facts: RunFacts, problems: tuple[str, ...]) -> Outcome:
+    if facts.failure is not None:
+        return Outcome.FAILED
+    if problems:
+        return Outcome.INCONCLUSIVE
+    if any(migration.status == "cancelled" for migration in facts.migrations):
+        return Outcome.CANCELLED
+    return Outcome.COMPLETED
