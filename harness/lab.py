@@ -132,7 +132,7 @@ class Lab:
         mobile = self._machine("m0", "source", self.settings.source, MOBILE, queues=self.settings.queues)
         # The live view begins before the guest runs, so that no frame to it is unseen.
         live = await self._watch(mobile_port)
-        self.mobile_side = Side(mobile, mobile_port, live, FrameAccount(mobile, live, nic=NIC))
+        self.mobile_side = Side(mobile, mobile_port, live, FrameAccount(mobile, live, network=self.network, port=mobile_port, nic=NIC))
         await self._bring_up(mobile, mobile_taps, MOBILE, PEER, deadline=deadline)
         self.endpoints["mobile"] = GuestEndpoint("mobile", mobile.agent)
         if self.settings.peer is Peer.GUEST:
@@ -141,6 +141,7 @@ class Lab:
             self.peer_machine = peer
             await self._bring_up(peer, peer_taps, PEER, MOBILE, deadline=deadline)
             self.endpoints["peer"] = GuestEndpoint("peer", peer.agent)
+        await self.settle(deadline=deadline)
         self.figures["ready_s"] = time.monotonic() - began
         self._event("ready", {"cold": self.settings.cold})
 
@@ -289,6 +290,17 @@ class Lab:
 
     # -- use
 
+    async def settle(self, *, deadline: Deadline) -> None:
+        """Begin the account of the mobile guest's TAP, while nothing is sent to it. What can't be told is said when it is needed."""
+        assert self.mobile_side is not None
+        account = self.mobile_side.account
+        if account.synchronised:
+            return
+        try:
+            await account.sync(deadline=deadline.within(5.0))
+        except SwitchoverError as error:
+            account.reason = error.message
+
     async def management_socket(self, *, peer: bool = False) -> socket.socket:
         """A TCP connection to the SSH port of a guest, from within the lab."""
         address = (PEER if peer else MOBILE).management
@@ -313,13 +325,16 @@ class Lab:
             await capture(port)
         live = await self._watch(port)
         machine = self._machine(name, "destination", self.settings.destination, MOBILE, queues=self.settings.queues, incoming=True)
-        destination = Side(machine, port, live, FrameAccount(machine, live, nic=NIC))
+        destination = Side(machine, port, live, FrameAccount(machine, live, network=self.network, port=port, nic=NIC))
         await machine.start(taps, deadline=deadline.within(20.0))
         source.machine.role = "source"
         sockets = [await self.network.packet_socket() for _ in range(4)]
 
+        injectors: list[Injector] = []
+
         def injector(side: Side) -> Injector:
-            return Injector(sockets.pop(), interface=side.port.name)
+            injectors.append(Injector(sockets.pop(), interface=side.port.name))
+            return injectors[-1]
 
         driver = MigrationDriver(
             plan, source=source, destination=destination, network=self.network, timeline=self.timeline, nic=NIC,
@@ -331,7 +346,7 @@ class Lab:
             await machine.close()
             raise
         finally:
-            for unused in sockets:
+            for unused in (*sockets, *injectors):
                 unused.close()
         if record.status == "completed":
             self.mobile_side = destination

@@ -162,7 +162,7 @@ class Recording:
             return relative
 
         undelivered = stranded = passed = None
-        if record.first_undelivered is not None:
+        if record.stop_point is not None:
             left = record.source_frames
             undelivered = frames("undelivered", [f.frame for f in left], [f.time_ns for f in left])
         if moved:

@@ -95,8 +95,8 @@ class Columns:
     def __len__(self) -> int:
         return self.time_ns.size
 
-    def select(self, mask: NDArray[Any]) -> Columns:
-        """The packets that a mask or an index array names."""
+    def select(self, mask: NDArray[Any] | slice) -> Columns:
+        """The packets that a mask or an index array names; those of a slice without a copy."""
         return Columns(**{field.name: getattr(self, field.name)[mask] for field in fields(self)})
 
 
@@ -143,11 +143,15 @@ def concatenate(parts: Sequence[Columns]) -> Columns:
 def read_capture(path: Path) -> Capture:
     """Read and decode a pcapng file; raises `UsageError` for a damaged or foreign one."""
     with PcapngReader(path) as reader:
-        parts = [decode(batch) for batch in reader]
+        # Room for the most packets that a file of this size can hold: memory that is never touched costs nothing.
+        room = empty_columns(path.stat().st_size // 32)
+        count = 0
+        for batch in reader:
+            decode(batch, into=room.select(slice(count, count + len(batch))))
+            count += len(batch)
         interfaces = tuple(interface.name for interface in reader.interfaces)
         counters = reader.counters
-    columns = concatenate(parts)
-    parts.clear()
+    columns = room.select(slice(count))
     steps = np.diff(columns.time_ns)
     return Capture(
         columns=columns,
@@ -169,9 +173,9 @@ def _total(counters: Sequence[CaptureCounters], name: str, interfaces: int) -> i
     return sum(value or 0 for value in latest.values())
 
 
-def decode(batch: PacketBatch) -> Columns:
-    """Decode one batch."""
-    out = empty_columns(len(batch))
+def decode(batch: PacketBatch, *, into: Columns | None = None) -> Columns:
+    """Decode one batch, into columns of zeros of its length if there are such."""
+    out = empty_columns(len(batch)) if into is None else into
     out.time_ns[:] = batch.time_ns
     out.direction[:] = batch.flags & 3
     out.interface[:] = batch.interface
@@ -244,16 +248,21 @@ def _decode_ipv4(batch: PacketBatch, out: Columns, at: NDArray[np.int64]) -> Upp
         end = np.where(total == 0, batch.offset[rows] + batch.original_bytes[rows], end)
     beyond = end > batch.offset[rows] + batch.original_bytes[rows]
     bad = (head["first"] >> 4 != 4) | (header_bytes < 20) | beyond | (end < at[rows] + header_bytes)
-    out.status[rows[bad]] = MALFORMED
-    rows, head, end, header_bytes = rows[~bad], head[~bad], end[~bad], header_bytes[~bad]
+    if bad.any():  # each selection costs a copy of all: it is made only for the frames that need it
+        out.status[rows[bad]] = MALFORMED
+        rows, head, end, header_bytes = rows[~bad], head[~bad], end[~bad], header_bytes[~bad]
     out.ip_version[rows] = 4
     out.source_lo[rows], out.destination_lo[rows] = head["source"], head["destination"]
     out.protocol[rows] = head["protocol"]
-    offset, more = head["fragment"] & 0x1FFF, head["fragment"] & 0x2000
-    out.fragment[rows] = np.where(offset != 0, LATER_FRAGMENT, np.where(more != 0, FIRST_FRAGMENT, WHOLE))
     start = at[rows] + header_bytes
-    upper = (offset == 0) & _sound(batch, out, rows, start)
-    return [(rows[upper], start[upper], end[upper])]
+    upper = _sound(batch, out, rows, start)
+    if (head["fragment"] & 0x3FFF).any():
+        offset, more = head["fragment"] & 0x1FFF, head["fragment"] & 0x2000
+        out.fragment[rows] = np.where(offset != 0, LATER_FRAGMENT, np.where(more != 0, FIRST_FRAGMENT, WHOLE))
+        upper &= offset == 0
+    if not upper.all():
+        rows, start, end = rows[upper], start[upper], end[upper]
+    return [(rows, start, end)]
 
 
 def _decode_ipv6(batch: PacketBatch, out: Columns, at: NDArray[np.int64]) -> Upper:

@@ -155,7 +155,7 @@ class PcapngReader:
     `interfaces` and `counters` are complete once the iteration has ended. Raises `UsageError`.
     """
 
-    def __init__(self, path: Path, *, batch_bytes: int = 16 << 20) -> None:
+    def __init__(self, path: Path, *, batch_bytes: int = 4 << 20) -> None:
         self.path = path
         self.interfaces: list[Interface] = []
         self.counters: list[CaptureCounters] = []

@@ -84,11 +84,14 @@ def find_sightings(
     if not known.all():
         rows, at = rows[known], at[known]
     time_ns = columns.time_ns[rows]
-    first, last = (np.full(len(index), NEVER, dtype=np.int64) for _ in range(2))
+    copies = np.minimum(np.bincount(at, minlength=len(index)), 0xFFFF).astype(np.uint16)
+    last = np.full(len(index), NEVER, dtype=np.int64)
     # Of several values for one place numpy keeps the last one.
     last[at] = time_ns
-    first[at[::-1]] = time_ns[::-1]
-    copies = np.minimum(np.bincount(at, minlength=len(index)), 0xFFFF).astype(np.uint16)
+    first = last
+    if (copies > 1).any():
+        first = last.copy()
+        first[at[::-1]] = time_ns[::-1]
     return Sightings(first_ns=first, last_ns=last, copies=copies)
 
 

@@ -178,6 +178,8 @@ class _Work:
             # the cache's own, so that what a build costs doesn't depend on what else was compiled here
             "CCACHE_DIR": os.environ.get("CCACHE_DIR") or str(layout.cache / "ccache"),
             "CCACHE_BASEDIR": str(self._slot),
+            # trusting ninja's dependency files saves ccache its own preprocessor runs: a third of a first build
+            "CCACHE_DEPEND": "1",
             "PATH": f"{Path(self._tools.ninja).parent}:{os.environ['PATH']}",
         }
 

@@ -50,12 +50,10 @@ _PACKAGE_OF = {
     "rustc": "rustc", "bindgen": "bindgen", "ensurepip": "python3-venv", "iasl": "acpica-tools",
 }
 _MISSING = (
-    re.compile(r"Dependency lookup for (\S+) with method"),
     re.compile(r'Dependency "([^"]+)" not found'),
     re.compile(r"Program '([^']+)' not found"),
     re.compile(r"C (?:shared or static )?library '([^']+)' not found"),
-    re.compile(r"\*\*\* Error: (ensurepip)\b"),
-    re.compile(r"\b(ensurepip) module not found|No module named (ensurepip)"),
+    re.compile(r"\b(ensurepip)\b"),
 )
 _MESON, _NINJA = "meson>=1.5,<2", "ninja>=1.10"
 _MESON_FLOOR = (1, 5)
@@ -90,11 +88,11 @@ def _lack(missing: dict[str, str]) -> EnvironmentLackError:
 
 def mend_for(output: str) -> EnvironmentLackError | None:
     """The error for a dependency that a configure run (`output`) says is missing, or None if it says no such thing."""
-    names = [next(filter(None, match.groups())) for pattern in _MISSING for match in pattern.finditer(output)]
-    # meson prints "Run-time dependency x found: NO" for optional ones too: only its last word, the error, counts
-    error = output[output.rfind("ERROR"):] if "ERROR" in output else output
-    for name in names:
-        if name in error:
+    # meson says of optional ones too that they weren't found: only what it calls an error counts
+    errors = "\n".join(line for line in output.splitlines() if "ERROR" in line or "*** Ouch" in line)
+    for pattern in _MISSING:
+        if match := pattern.search(errors):
+            name = match.group(1)
             package = _PACKAGE_OF.get(name)
             hint = f"apt-get install {package}" if package else f"install the development files of {name}"
             return EnvironmentLackError(f"QEMU can't be configured here: {name} not found", hint=hint)

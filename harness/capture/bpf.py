@@ -1,13 +1,17 @@
-"""The two classic BPF programs that packet sockets need here."""
+"""The classic BPF programs of this package: two for packet sockets, one that drops probes on purpose."""
 
 from __future__ import annotations
 
 import ctypes
 import socket
 
+from harness.analysis.columns import PROBE_MAGIC
+
 _SO_ATTACH_FILTER = 26
 _PACKET_OUTGOING = 4
 _PKTTYPE = 0xFFFFF004  # SKF_AD_OFF + SKF_AD_PKTTYPE
+_LOAD, _LOAD_HALF, _LOAD_BYTE, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x28, 0x30, 0x15, 0x35, 0x06
+_ACT_SHOT, _ACT_UNSPEC = 2, 0xFFFFFFFF
 
 
 class _Instruction(ctypes.Structure):
@@ -27,9 +31,42 @@ def _attach(sock: socket.socket, instructions: list[tuple[int, int, int, int]]) 
 
 def let_nothing_in(sock: socket.socket) -> None:
     """From now on the socket receives no frame; what is queued stays."""
-    _attach(sock, [(0x06, 0, 0, 0)])
+    _attach(sock, [(_RETURN, 0, 0, 0)])
 
 
 def let_outgoing_in(sock: socket.socket) -> None:
     """From now on the socket receives only frames that the host sends out of the interface."""
-    _attach(sock, [(0x28, 0, 0, _PKTTYPE), (0x15, 0, 1, _PACKET_OUTGOING), (0x06, 0, 0, 0xFFFFFFFF), (0x06, 0, 0, 0)])
+    _attach(
+        sock,
+        [
+            (_LOAD_HALF, 0, 0, _PKTTYPE),
+            (_EQUAL, 0, 1, _PACKET_OUTGOING),
+            (_RETURN, 0, 0, 0xFFFFFFFF),
+            (_RETURN, 0, 0, 0),
+        ],
+    )
+
+
+def drop_probes_bytecode(*, stream: int, first: int, count: int) -> str:
+    """A program for `tc filter add dev PORT ingress protocol all bpf da bytecode ...` on a port that has `clsact`.
+
+    It drops the stream's probes and requests with the numbers `first` to `first + count - 1` (below 2^32), in IPv4
+    without options and untagged, and lets all else pass on. The drops stand in the `clsact` queueing discipline's
+    statistics. A capture at the port sees the probes all the same: it comes before.
+    """
+    tests = [
+        (_LOAD_HALF, 12, _EQUAL, 0x0800),
+        (_LOAD_BYTE, 14, _EQUAL, 0x45),
+        (_LOAD_BYTE, 23, _EQUAL, 17),
+        (_LOAD, 42, _EQUAL, PROBE_MAGIC),
+        (_LOAD, 50, _EQUAL, stream),
+        (_LOAD, 58, _EQUAL, 0),
+        (_LOAD, 62, _AT_LEAST, first),
+    ]
+    program: list[tuple[int, int, int, int]] = []
+    length = 2 * len(tests) + 3
+    for load, offset, jump, value in tests:
+        program.append((load, 0, 0, offset))
+        program.append((jump, 0, length - len(program) - 2, value))
+    program += [(_AT_LEAST, 1, 0, first + count), (_RETURN, 0, 0, _ACT_SHOT), (_RETURN, 0, 0, _ACT_UNSPEC)]
+    return ",".join([str(len(program)), *(" ".join(map(str, each)) for each in program)])

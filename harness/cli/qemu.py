@@ -13,4 +13,4 @@ __all__ = ["qemu_table"]
 
 def qemu_table(found: Sequence[QemuInstall]) -> str:
     rows = [[q.name, q.version, q.build_id, q.origin] for q in found]
-    return tabulate(rows, headers=["name", "version", "build", "origin"], tablefmt="simple", disable_numparse=True)
+    return str(tabulate(rows, headers=["name", "version", "build", "origin"], tablefmt="simple", disable_numparse=True))

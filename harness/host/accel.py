@@ -83,7 +83,7 @@ async def probe_kvm(argv_prefix: Sequence[str], *, deadline_s: float = PROBE_DEA
 
 
 def _probe_key(argv_prefix: Sequence[str]) -> str:
-    """A trial holds for one boot of the host, one binary and one user."""
+    """A trial holds for one boot of the host, one binary, and one state of the device's permissions."""
     binary = shutil.which(argv_prefix[-1]) or argv_prefix[-1]
     try:
         stat = Path(binary).stat()
@@ -91,7 +91,7 @@ def _probe_key(argv_prefix: Sequence[str]) -> str:
     except OSError:
         identity = binary
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return hashlib.sha256(f"{boot_id} {os.getuid()} {' '.join(argv_prefix)} {identity}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{boot_id} {os.access('/dev/kvm', os.R_OK | os.W_OK)} {' '.join(argv_prefix)} {identity}".encode()).hexdigest()[:16]
 
 
 async def _probe_once(argv_prefix: Sequence[str], cache: Path) -> AcceleratorProbe:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
+import fcntl
 import json
 import mmap
 import os
@@ -33,11 +35,10 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from harness import __version__
 from harness.errors import SwitchoverError
-from harness.host.accel import choose_accelerator
+from harness.host.accel import probe_kvm
 from harness.host.bridge import PortFlags
 from harness.host.network import Network
 from harness.host.warden import Warden
-from harness.model.scenario import Accelerator
 
 __all__ = ["Check", "Status", "doctor_checks", "host_facts"]
 
@@ -94,10 +95,8 @@ def host_facts() -> dict[str, Any]:
         distribution = platform.freedesktop_os_release().get("PRETTY_NAME")
     except OSError:
         distribution = None
-    cpu = dict(
-        (part.strip() for part in line.split(":", 1))
-        for line in _read("/proc/cpuinfo").split("\n\n", 1)[0].splitlines() if ":" in line
-    )  # fmt: skip
+    first_cpu = [line.partition(":") for line in _read("/proc/cpuinfo").split("\n\n", 1)[0].splitlines()]
+    cpu = {key.strip(): value.strip() for key, _, value in first_cpu}
     memory = psutil.virtual_memory()
     huge_pages = _read("/sys/kernel/mm/transparent_hugepage/enabled")
     return {
@@ -163,12 +162,16 @@ def _try_receive_buffer() -> None:
 
 
 def _try_namespaces() -> None:
-    """A TAP in a user and network namespace of one's own: changes this process for good."""
-    import fcntl
+    """A TAP in a user and network namespace of one's own; where /dev/net/tun doesn't open, the namespaces alone.
 
+    Changes this process for good.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     _libc(libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET), "a user and network namespace")
-    tun = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        tun = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return  # a trial of its own
     try:
         fcntl.ioctl(tun, _TUNSETIFF, struct.pack("16sH22x", b"trial", _IFF_TAP_NO_PI_VNET_HDR))
     finally:
@@ -195,10 +198,9 @@ def _failure(trial: Callable[[], None]) -> str:
 
 def _as_user(uid: int) -> dict[str, str]:
     """The failures of all trials for another user, who has a TAP in namespaces to make besides."""
-    package_root = Path(__file__).resolve().parents[2]
     answer = subprocess.run(
-        [sys.executable, "-m", __name__ if __name__ != "__main__" else "harness.host.facts", "--as", str(uid)],
-        cwd=package_root, env={**os.environ, "PYTHONPATH": str(package_root)}, capture_output=True, check=True, timeout=60,
+        [sys.executable, "-m", __name__, "--as", str(uid)], cwd=Path(__file__).resolve().parents[2],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}, capture_output=True, check=True, timeout=60,
     )  # fmt: skip
     return msgspec.json.decode(answer.stdout, type=dict[str, str])
 
@@ -226,7 +228,7 @@ async def doctor_checks(*, cache: Path, qemu: Sequence[str] | None = None) -> li
         _python(),
         _tun(failures["tun"]),
         *await _lab_checks(),
-        await _kvm(qemu, cache),
+        await _kvm(qemu),
         _vhost(failures["vhost-net"]),
         _userfaultfd(failures["userfaultfd"]),
         _memory(),
@@ -327,7 +329,7 @@ async def _qdiscs(warden: Warden, network: Network) -> Check:
         try:
             await network.route.tc("add", kind=kind, index=await network.index_of(name), **options)
         except NetlinkError as error:
-            missing[kind] = os.strerror(error.code)
+            missing[kind] = "not in this kernel" if error.code == errno.ENOENT else os.strerror(error.code)
         finally:
             for fd in fds:
                 os.close(fd)
@@ -342,21 +344,22 @@ async def _qdiscs(warden: Warden, network: Network) -> Check:
     )  # fmt: skip
 
 
-async def _kvm(qemu: Sequence[str] | None, cache: Path) -> Check:
+async def _kvm(qemu: Sequence[str] | None) -> Check:
     if qemu is None:
         return Check("kvm", Status.WARN, "not tried, for want of a QEMU", "apt-get install qemu-system-x86")
     try:
-        accelerator, reason = await choose_accelerator(Accelerator.AUTO, argv_prefix=qemu, cache=cache)
+        probe = await probe_kvm(qemu)
+        usable, reason = probe.usable, probe.reason
     except SwitchoverError as error:
-        accelerator, reason = "tcg", error.message
-    if accelerator == "kvm":
+        usable, reason = False, error.message
+    if usable:
         return Check("kvm", Status.OK, reason)
     mend = ""  # a KVM that opens and doesn't work can't be mended from in here
     if not Path("/dev/kvm").exists():
         mend = "as root: modprobe kvm_intel || modprobe kvm_amd  (in a virtual machine: allow nesting)"
     elif not os.access("/dev/kvm", os.R_OK | os.W_OK):
         mend = 'as root: usermod -aG kvm "$USER"'
-    return Check("kvm", Status.WARN, f"{reason}; guests run under TCG: same losses, longer times, fewer packets per second", mend)
+    return Check("kvm", Status.WARN, f"{reason}; guests run under TCG: losses are as real, times longer, rates lower", mend)
 
 
 def _vhost(failure: str) -> Check:
@@ -369,9 +372,8 @@ def _vhost(failure: str) -> Check:
 def _userfaultfd(failure: str) -> Check:
     if not failure:
         return Check("userfaultfd", Status.OK, "one was opened that takes the kernel's faults too")
-    return Check(
-        "userfaultfd", Status.WARN, f"{failure}; needed for postcopy", "as root: sysctl -w vm.unprivileged_userfaultfd=1"
-    )
+    mend = "use a kernel with CONFIG_USERFAULTFD" if os.geteuid() == 0 else "as root: sysctl -w vm.unprivileged_userfaultfd=1"
+    return Check("userfaultfd", Status.WARN, f"{failure}; needed for postcopy", mend)
 
 
 def _memory() -> Check:
@@ -430,14 +432,12 @@ def _receive_buffer(failure: str) -> Check:
 
 def _locked_memory() -> Check:
     soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    if os.geteuid() == 0 or soft == resource.RLIM_INFINITY or soft >= 256 * MIB:
-        return Check("locked-memory", Status.OK, "not limited" if soft == resource.RLIM_INFINITY else f"{soft // MIB} MiB")
-    raised = hard == resource.RLIM_INFINITY or hard >= 256 * MIB
+    if os.geteuid() == 0 or soft == resource.RLIM_INFINITY:
+        return Check("locked-memory", Status.OK, "not limited" if soft == resource.RLIM_INFINITY else "root is not limited")
     return Check(
         "locked-memory", Status.WARN,
-        f"limited to {soft / MIB:g} MiB; needed for the migration capabilities zero-copy-send and rdma-pin-all",
-        "ulimit -l " + ("unlimited" if hard == resource.RLIM_INFINITY else str(hard >> 10)) if raised
-        else 'as root: prlimit --memlock=unlimited --pid "$PPID"',
+        f"limited to {soft / MIB:g} MiB; the migration capabilities zero-copy-send and rdma-pin-all may need more",
+        "ulimit -l unlimited" if hard == resource.RLIM_INFINITY else "as root: prlimit --memlock=unlimited --pid $$",
     )  # fmt: skip
 
 
@@ -459,7 +459,8 @@ def _programs() -> list[Check]:
 
 
 _ROOTLESS = {
-    "namespaces": ("no lab", "sysctl -w user.max_user_namespaces=10000; chmod 666 /dev/net/tun"),
+    "tun": ("no TAP", "chmod 666 /dev/net/tun"),
+    "namespaces": ("no namespaces", "sysctl -w user.max_user_namespaces=10000"),
     "kvm": ("guests under TCG", 'usermod -aG kvm "$USER"'),
     "userfaultfd": ("no postcopy", "sysctl -w vm.unprivileged_userfaultfd=1"),
     "receive-buffer": (

@@ -224,7 +224,7 @@ class Warden:
             result, reply_fds = getattr(self, f"do_{request['op']}")(request, received)
             answer["result"] = result
         except OSError as error:
-            answer["error"] = {"errno": error.errno, "message": str(error)}
+            answer["error"] = {"errno": error.errno, "message": error.strerror or str(error)}
         finally:
             for fd in received:
                 os.close(fd)

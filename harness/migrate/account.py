@@ -2,22 +2,25 @@
 
 Nothing in QEMU says it directly. But the receive ring's used index counts the buffers that were handed to the guest, and the
 capture counts the frames that were handed to the TAP: while frames of one buffer each pass, their difference is constant.
-`FrameAccount.sync` finds it on a running machine; after a stop, `first_undelivered` says where the guest's knowledge ends.
-Frames that take several buffers (mergeable buffers, GSO) are told apart by the lengths in the used ring.
+`FrameAccount.sync` finds it in a quiet moment; after a stop, `at_stop` says where the guest's knowledge ends. Frames that take
+several buffers (mergeable buffers, GSO) are told apart by the lengths in the used ring. And what QEMU took from the TAP's
+queue, delivered or not, is told by the TAP's own counter: tun counts a packet as transmitted when it is read.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from harness.capture.live import LiveFrame, LiveTap
 from harness.errors import TestbedError
 from harness.host.deadline import Deadline
+from harness.host.network import Network, Port
 from harness.vm.machine import Machine
 from harness.vm.virtqueue import ReceiveFilter, ReceiveRing, read_receive_filter, read_receive_ring
 
-__all__ = ["FrameAccount", "missing_by_lengths"]
+__all__ = ["FrameAccount", "StopPoint", "missing_by_lengths"]
 
 ONE_BUFFER_BYTES = 1514
 """A frame up to this size fits any receive buffer that a Linux guest posts."""
@@ -25,6 +28,25 @@ VNET_HEADER_BYTES = 12
 _INDEX_MODULUS = 1 << 16
 _MOST_SWALLOWED = 64
 _MOST_RECENT = 20_000
+_CALM_READINGS = 3
+"""Readings in a row that must agree. Each is answered by the loop that reads the TAP, so what had arrived was dealt with."""
+
+
+@dataclass(frozen=True)
+class StopPoint:
+    """Where a stopped guest's knowledge ends; numbers are those of the live tap.
+
+    Frames before `first_undelivered` reached the guest (or were refused by its device's filter). Those from there up to `first_unread`
+    were taken by QEMU and not delivered: parked, or freed by the stop path. The rest waits in the TAP's queue.
+    """
+
+    first_undelivered: int
+    first_unread: int
+    used_index: int
+
+    @property
+    def swallowed(self) -> int:
+        return max(0, self.first_unread - self.first_undelivered)
 
 
 def missing_by_lengths(
@@ -55,106 +77,82 @@ def missing_by_lengths(
 
 
 class FrameAccount:
-    """The account of one machine's TAP (one queue). `tap` has seen every frame since before the last `sync`."""
+    """The account of one machine's TAP (one queue). `tap` has seen every frame to it."""
 
-    def __init__(self, machine: Machine, tap: LiveTap, *, nic: str) -> None:
+    def __init__(self, machine: Machine, tap: LiveTap, *, network: Network, port: Port, nic: str) -> None:
         self._machine = machine
         self._tap = tap
+        self._network = network
+        self._port = port
         self._nic = nic
         self._filter: ReceiveFilter | None = None
-        self._next_number = 0  # frames below it are counted in _passed
-        self._passed = 0
-        self._offset: int | None = None  # (frames that passed the filter - buffers used) mod 65536, nothing missing
-
-    @property
-    def tap(self) -> LiveTap:
-        return self._tap
+        self._since = 0  # frames from this number on are counted
+        self._offset: int | None = None  # (frames that passed since then - buffers used) mod 65536, nothing missing
+        self._read_before = 0  # the TAP's counter less the number of frames sent to it, in a quiet moment
+        self.reason = "its account was never begun"
 
     @property
     def synchronised(self) -> bool:
+        """Whether the account holds; `reason` says why not."""
         return self._offset is not None
 
-    def _count_passing(self) -> int:
-        """Frames sent so far that pass the device's filter."""
-        assert self._filter is not None
-        for frame in self._tap.frames(first=self._next_number):
-            self._passed += self._filter.passes(frame.frame)
-            self._next_number = frame.number + 1
-        return self._passed
-
     async def sync(self, *, deadline: Deadline) -> None:
-        """Find the constant difference while the machine runs and loses nothing.
-
-        The truth lies between (count before the query - index) and (count after it - index); samples are taken
-        until both bounds meet, which any pause in the traffic of about a millisecond allows.
-        """
-        self._offset = None
+        """Begin the account in a quiet moment: nothing arrives for some readings, and all that did was dealt with."""
+        self._offset, self.reason = None, "no quiet moment was found"
         self._filter = await read_receive_filter(self._machine, nic=self._nic)
-        lower, upper = -1, -1
-        reference: int | None = None
         while True:
-            before = self._count_passing()
-            ring = await read_receive_ring(self._machine, nic=self._nic)
-            after = self._count_passing()
-            if reference is None:
-                reference = (before - ring.used_index) % _INDEX_MODULUS
-                lower, upper = -_INDEX_MODULUS, _INDEX_MODULUS
-            # Differences are taken around the first sample, which keeps the wrap-around out of the comparison.
-            lower = max(lower, _signed(before - ring.used_index - reference))
-            upper = min(upper, _signed(after - ring.used_index - reference))
-            if lower == upper:
-                self._offset = (reference + lower) % _INDEX_MODULUS
+            before = self._tap.drain()
+            rings = [await read_receive_ring(self._machine, nic=self._nic) for _ in range(_CALM_READINGS)]
+            counters = await self._network.counters(self._port)
+            if self._tap.drain() == before and len({ring.used_index for ring in rings}) == 1:
+                self._since = before
+                self._offset = -rings[-1].used_index % _INDEX_MODULUS
+                self._read_before = counters.tx_packets - before
                 return
-            if lower > upper:
-                raise TestbedError(
-                    f"frames to {self._machine.spec.name} and its receive ring don't go together"
-                    f" ({lower} > {upper}): frames took several buffers, or the capture missed some"
-                )
             if deadline.expired:
-                raise deadline.error("the capture and the receive ring to agree", seen=f"between {lower} and {upper}")
-            await asyncio.sleep(0.002)
+                raise deadline.error("a quiet moment at the guest's TAP", seen=f"{self._tap.count - before} frames in a reading")
+            await asyncio.sleep(0.005)
 
-    async def settled_loss(self, *, deadline: Deadline) -> int:
-        """Frames missing for good on a machine that runs again: sent to it since `sync`, never handed to the guest."""
-        assert self._offset is not None
-        known = self._offset
-        lower, upper = -_INDEX_MODULUS, _INDEX_MODULUS
-        while lower != upper:
-            before = self._count_passing()
-            ring = await read_receive_ring(self._machine, nic=self._nic)
-            after = self._count_passing()
-            lower = max(lower, _signed(before - ring.used_index - known))
-            upper = min(upper, _signed(after - ring.used_index - known))
-            if deadline.expired:
-                raise deadline.error("the guest to take in all frames", seen=f"{lower} to {upper} frames are missing")
-            if lower != upper:
-                await asyncio.sleep(0.002)
-        return lower
+    async def resume_from(self, stop: StopPoint) -> None:
+        """Begin the account of a destination: its guest comes with the source's ring, and its TAP is fresh."""
+        self._filter = await read_receive_filter(self._machine, nic=self._nic)
+        self._since = 0
+        self._offset = -stop.used_index % _INDEX_MODULUS
+        self._read_before = 0
 
-    async def first_undelivered(self, *, stop_ns: int) -> int:
-        """Number (of the live tap) of the first frame that the guest did not get. The machine stopped at `stop_ns`.
+    def _passing(self, *, end: int) -> tuple[list[LiveFrame], int]:
+        """The newest frames before number `end` that pass the device's filter, and how many did since the account began."""
+        assert self._filter is not None
+        if self._tap.oldest > self._since:
+            raise TestbedError(f"more frames were sent to {self._tap.interface} than the live capture keeps")
+        passing = [f for f in self._tap.frames(first=self._since) if f.number < end and self._filter.passes(f.frame)]
+        return passing[-_MOST_RECENT:], len(passing)
+
+    async def at_stop(self, *, stop_ns: int) -> StopPoint:
+        """Where the guest's knowledge ends. The machine must be stopped (at `stop_ns`) and has been so ever since.
 
         `TestbedError` when the evidence does not allow a definite answer; nothing is guessed.
         """
-        if self._offset is None or self._filter is None:
-            raise TestbedError("the account was never synchronised")
+        if self._offset is None:
+            raise TestbedError(f"what the guest of {self._machine.spec.name} received can't be told: {self.reason}")
         if self._tap.dropped:
             raise TestbedError(f"the live capture of {self._tap.interface} dropped {self._tap.dropped} frames")
+        # A guest that changed its filter since (it joined a group, say) did so before frames came for it.
+        self._filter = await read_receive_filter(self._machine, nic=self._nic)
         ring = await read_receive_ring(self._machine, nic=self._nic, lengths=True)
-        since_sync = self._next_number
-        passed = self._count_passing()
-        end = self._next_number  # frames that arrive from here on are missing too, but belong to no figure below
-        recent = [
-            frame for frame in self._tap.frames(first=max(self._tap.oldest, end - _MOST_RECENT))
-            if frame.number < end and self._filter.passes(frame.frame)
-        ]
-        if all(len(frame.frame) <= ONE_BUFFER_BYTES for frame in recent if frame.number >= since_sync):
+        end = self._tap.drain()  # frames that arrive from here on are missing too, but belong to no figure below
+        recent, passed = self._passing(end=end)
+        if all(len(frame.frame) <= ONE_BUFFER_BYTES for frame in recent):
             missing = (passed - ring.used_index - self._offset) % _INDEX_MODULUS
         else:
             missing = _missing_from_ring(ring, recent, stop_ns=stop_ns)
         if missing > len(recent):
             raise TestbedError(f"{missing} frames are missing, more than the {len(recent)} that were kept")
-        return recent[-missing].number if missing else end
+        counters = await self._network.counters(self._port)
+        return StopPoint(
+            first_undelivered=recent[-missing].number if missing else end,
+            first_unread=counters.tx_packets - self._read_before, used_index=ring.used_index,
+        )  # fmt: skip
 
 
 def _missing_from_ring(ring: ReceiveRing, recent: Sequence[LiveFrame], *, stop_ns: int) -> int:
@@ -167,8 +165,3 @@ def _missing_from_ring(ring: ReceiveRing, recent: Sequence[LiveFrame], *, stop_n
             f" ({len(allowed)} numbers fit): frames of several buffers and all of like length"
         )
     return allowed[0]
-
-
-def _signed(difference: int) -> int:
-    """A difference modulo 65536 as the number nearest to zero."""
-    return (difference + _INDEX_MODULUS // 2) % _INDEX_MODULUS - _INDEX_MODULUS // 2

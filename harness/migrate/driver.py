@@ -14,6 +14,7 @@ from harness.host.bridge import PortFlags
 from harness.host.deadline import Deadline
 from harness.host.network import Network
 from harness.host.tap import read_queue
+from harness.migrate.account import StopPoint
 from harness.migrate.mechanisms import make_mechanism
 from harness.migrate.mechanisms.base import Report, Side, SwitchContext
 from harness.migrate.watch import Watch
@@ -31,8 +32,8 @@ _ENDED = frozenset({"completed", "failed", "cancelled"})
 class MigrationRecord:
     """What a migration came to. Times are host nanoseconds of QEMU's own events; None when there was none.
 
-    `first_undelivered`: number, at the source's live tap, of the first frame that the source's guest did not get (None when
-    it can't be known; `undelivered_reason` then says why). `stranded`: frames read back from the source's TAP.
+    `stop_point`: where the source's guest stopped receiving (None when it can't be known; `undelivered_reason` then says why).
+    `source_frames`: what was sent to the source's TAP from there on; `stranded`: what was read back from its queue.
     """
 
     status: str
@@ -42,7 +43,7 @@ class MigrationRecord:
     resume_ns: int | None
     completed_ns: int | None
     report: Report
-    first_undelivered: int | None = None
+    stop_point: StopPoint | None = None
     undelivered_reason: str = ""
     source_frames: tuple[LiveFrame, ...] = ()
     stranded: tuple[bytes, ...] = ()
@@ -81,7 +82,6 @@ class MigrationDriver:
         unsubscribe = self._timeline.subscribe(self._observe)
         try:
             await self._set_up(source, destination)
-            await self._synchronise()
             await self._mechanism.prepare(self._context)
             with Watch(self._timeline) as watch:
                 self._event("migrate", {"mechanism": self._plan.mechanism, "mode": self._plan.mode})
@@ -117,13 +117,6 @@ class MigrationDriver:
                 await machine.qmp.command("migrate-set-parameters", **self._plan.parameters)
         await destination.qmp.command("migrate-incoming", uri=self._uri())
 
-    async def _synchronise(self) -> None:
-        """Tie the capture to the receive ring while all is well; a mechanism that depends on it does so itself."""
-        try:
-            await self._source.account.sync(deadline=self._deadline.within(5.0))
-        except SwitchoverError as error:
-            self._notes.append(f"what the guest received can't be told from its ring: {error.message}")
-
     def _uri(self) -> str:
         if self._plan.transport == "tcp":
             return f"tcp:127.0.0.1:{4444 + self._source.port.ifindex}"
@@ -133,6 +126,9 @@ class MigrationDriver:
         """Called within the event's arrival, since the bridge must follow the guest at once."""
         if event.name == "STOP" and event.source == self._source.machine.role:
             self._stop_ns = self._stop_ns or event.t_ns
+            if self._destination_port is DestinationPort.AT_RESUME and not self._mechanism.opens_port_early:
+                # Learning only: the destination's announcement leaves with its RESUME, sooner than we could react to that.
+                self._network.set_port(self._destination.port, PortFlags(learning=True, flooding=False))
         elif event.name == "RESUME" and event.source == self._destination.machine.role:
             self._resume_ns = event.t_ns
             if not self._mechanism.opens_port_early:
@@ -176,6 +172,7 @@ class MigrationDriver:
             await asyncio.sleep(remaining_s)
         qmp = self._source.machine.qmp
         if self._plan.cancel_at_switchover:
+            await self._mechanism.before_cancel(self._context, stop_ns=stop_ns)
             self._event("cancel", {})
             await qmp.command("migrate_cancel")
             return
@@ -217,17 +214,17 @@ class MigrationDriver:
 
     async def _conclude(self, status: str, info: dict[str, Any]) -> MigrationRecord:
         report = await self._mechanism.finish(self._context)
-        first, reason = None, "the source runs on"
+        stop, reason = None, "the source runs on"
         stranded: tuple[bytes, ...] = ()
         if status == "completed":
-            first, reason = await self._evidence_of_the_ring()
+            stop, reason = await self._evidence_of_the_ring()
             stranded = await self._close_source()
         return MigrationRecord(
             status=status, statuses=tuple(self._statuses), info=info, stop_ns=self._stop_ns,
             resume_ns=self._resume_ns if status == "completed" else self._source_resume_ns(),
             completed_ns=next((t for name, t in self._statuses if name in _ENDED), None),
-            report=report, first_undelivered=first, undelivered_reason=reason,
-            source_frames=tuple(self._source.live.frames(first=first)) if first is not None else (),
+            report=report, stop_point=stop, undelivered_reason=reason,
+            source_frames=tuple(self._source.live.frames(first=stop.first_undelivered)) if stop is not None else (),
             stranded=stranded, notes=tuple(self._notes),
         )
 
@@ -235,10 +232,12 @@ class MigrationDriver:
         resume = self._timeline.find("RESUME", source=self._source.machine.role, after_ns=self._stop_ns or 0)
         return resume.t_ns if resume else None
 
-    async def _evidence_of_the_ring(self) -> tuple[int | None, str]:
+    async def _evidence_of_the_ring(self) -> tuple[StopPoint | None, str]:
         """Where the source's guest stopped receiving. Asked after the switchover, so that asking costs no downtime."""
         try:
-            return await self._source.account.first_undelivered(stop_ns=self._stop_ns or 0), ""
+            stop = await self._source.account.at_stop(stop_ns=self._stop_ns or 0)
+            await self._destination.account.resume_from(stop)
+            return stop, ""
         except SwitchoverError as error:
             return None, error.message
 

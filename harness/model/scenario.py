@@ -92,7 +92,7 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class GuestSection(_Section, frozen=True):
     """`memory`: size such as "256M". `machine`: QEMU machine type. `kernel`, `modules`, `image`: instead of the shipped ones."""
 
-    memory: str = "256M"
+    memory: Annotated[str, Meta(description='a size such as "256M"')] = "256M"
     vcpus: Annotated[int, Meta(ge=1, le=16)] = 1
     machine: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]+$", description="a QEMU machine type such as q35")] = "q35"
     cpu: str | None = None

@@ -17,7 +17,7 @@ from msgspec import inspect
 from harness.model.result import RunResult
 from harness.model.scenario import Scenario
 
-__all__ = ["NO_VALUE", "Key", "Problem", "did_you_mean", "schemas", "shape_problems"]
+__all__ = ["NO_VALUE", "Key", "Problem", "did_you_mean", "nearest", "schemas", "shape_problems"]
 
 Key = tuple[str | int, ...]
 """Where a value stands: names of keys, and numbers of list entries."""
@@ -38,18 +38,25 @@ class Problem(msgspec.Struct, frozen=True):
 
 def schemas() -> dict[str, dict[str, Any]]:
     """The JSON Schemas (draft 2020-12) of `scenario` and `result`, as JSON values."""
-    return {
+    written = {
         name: {"$schema": _DIALECT, "title": name, **msgspec.json.schema(kind)}
         for name, kind in (("scenario", Scenario), ("result", RunResult))
     }
+    return msgspec.json.decode(msgspec.json.encode(written), type=dict[str, dict[str, Any]])
 
 
-def did_you_mean(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """The known word that `word` resembles most, if it resembles one at all; case, hyphens and underscores don't count."""
+    plain = {name.lower().replace("_", "-"): name for name in known}
+    near = difflib.get_close_matches(word.lower().replace("_", "-"), plain, n=1, cutoff=cutoff)
+    return plain[near[0]] if near else None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A mend: the nearest of the known words, else all of them."""
     words = list(known)
-    near = difflib.get_close_matches(word.lower().replace("_", "-"), words, n=1, cutoff=cutoff)
-    near = near or difflib.get_close_matches(word, words, n=1, cutoff=cutoff)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(words)}"
+    near = nearest(word, words)
+    return f"did you mean {near!r}?" if near else f"known: {', '.join(words)}"
 
 
 def shape_problems(value: object, kind: type) -> list[Problem]:
@@ -81,9 +88,8 @@ def _struct(info: inspect.StructType, value: Any, key: Key) -> Iterator[Problem]
 def _near_key(name: str, fields: Iterable[str], key: Key) -> str:
     """The nearest key of this table; else the table to which the key belongs; else what there is."""
     known = list(fields)
-    near = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=1)
-    if near:
-        return f"did you mean {near[0]!r}?"
+    if near := nearest(name, known):
+        return f"did you mean {near!r}?"
     homes = [home for home in _homes(inspect.type_info(Scenario), name) if home != key]
     if homes:
         return " or ".join(f"it belongs to {_section_name(home)}" if home else "it belongs to the top" for home in homes)
@@ -127,7 +133,8 @@ def _dict(info: inspect.DictType, value: Any, key: Key) -> Iterator[Problem]:
 def _text(info: inspect.StrType, value: Any, key: Key, *, meant: str | None = None) -> Iterator[Problem]:
     if not isinstance(value, str):
         plain = isinstance(value, int | float) and not isinstance(value, bool)
-        yield Problem(key, "must be a string", f'write it in quotes: "{value}"' if plain else "write it in quotes", value)
+        mend = f'write it in quotes: "{value}"' if plain and not meant else "write it in quotes"
+        yield Problem(key, f"must be a string: {meant}" if meant else "must be a string", mend, value)
     elif info.pattern is not None and re.fullmatch(info.pattern.removesuffix("$"), value) is None:
         yield Problem(key, f"must be {meant or info.pattern}", None, value)
 
@@ -168,8 +175,8 @@ def _words(info: inspect.EnumType | inspect.LiteralType, value: Any, key: Key) -
     known = info.values if isinstance(info, inspect.LiteralType) else [member.value for member in info.cls]
     if type(value) is not type(known[0]) or value not in known:
         wanted = " or ".join(f'"{word}"' if isinstance(word, str) else str(word) for word in known)
-        mend = did_you_mean(value, map(str, known)) if isinstance(value, str) else None
-        yield Problem(key, f"must be {wanted}", mend if mend and mend.startswith("did") else None, value)
+        near = nearest(value, map(str, known)) if isinstance(value, str) else None
+        yield Problem(key, f"must be {wanted}", f"did you mean {near!r}?" if near else None, value)
 
 
 def _union(info: inspect.UnionType, value: Any, key: Key) -> Iterator[Problem]:

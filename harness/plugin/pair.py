@@ -57,7 +57,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     requires: tuple[str, ...] = ()
     cold: bool = False
     guest: dict[str, Any] = {}
-    network: dict[str, Any] = {"peer": "namespace"}
+    network: dict[str, Any] = msgspec.field(default_factory=lambda: {"peer": "namespace"})
 
     def with_marker(self, marker: Mapping[str, Any]) -> Settings:
         """With what the marker says; `UsageError` for a word it doesn't know."""
@@ -90,14 +90,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 class Stream:
     """One stream of a test. `ledger` and `result` are there when its block has ended."""
 
-    def __init__(self, name: str, conclude: Callable[[], RunResult]) -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
-        self._conclude = conclude
+        self.concluded: RunResult | None = None
 
     @property
     def result(self) -> RunResult:
-        """The whole recording's result."""
-        return self._conclude()
+        """The whole recording's result; `TestbedError` while its block of traffic goes on."""
+        if self.concluded is None:
+            raise TestbedError("the ledger is made when the outermost block of traffic has ended")
+        return self.concluded
 
     @property
     def ledger(self) -> StreamResult:
@@ -121,7 +123,7 @@ class GuestPair:
         self._directory: RunDirectory | None = None
         self._open_blocks = 0
         self._stream_count = 0
-        self._result: RunResult | None = None
+        self._streams: list[Stream] = []
 
     @classmethod
     @contextlib.contextmanager
@@ -175,7 +177,9 @@ class GuestPair:
         self._open_blocks += 1
         try:
             running = self._loop.run(recording.start_traffic([stream], deadline=deadline))
-            yield Stream(name, self._concluded)
+            stream_of_test = Stream(name)
+            self._streams.append(stream_of_test)
+            yield stream_of_test
             self._loop.run(recording.stop_traffic(running, drain_s=_DRAIN_S, deadline=deadline))
         except BaseException:
             self._abandon()
@@ -203,31 +207,28 @@ class GuestPair:
             self._directory = RunDirectory.create(self._settings.results, self._scenario.name)
             self._directory.write_scenario(self._scenario)
             self._recording = self._loop.run(Recording.begin(self.lab, self._directory, scenario=self._scenario))
-            self._result = None
+            self._streams = []
         return self._recording
 
     def _conclude(self) -> None:
         assert self._recording is not None
         assert self._directory is not None
         recording, self._recording = self._recording, None
-        self._result = self._loop.run(recording.conclude()).result
+        result = self._loop.run(recording.conclude()).result
         self._directory.finish()
-        for stream in self._result.streams:
+        for handle in self._streams:
+            handle.concluded = result
+        for stream in result.streams:
             for field in ("sent", "lost", "duplicated", "reordered", "passed"):
                 self.properties[f"{stream.name}.{field}"] = getattr(stream, field)
         for kind in ("compute_ms", "network_ms", "reported_ms"):
-            self.properties[f"downtime.{kind}"] = getattr(self._result.downtime, kind).value
+            self.properties[f"downtime.{kind}"] = getattr(result.downtime, kind).value
 
     def _abandon(self) -> None:
         recording, self._recording = self._recording, None
         self._open_blocks = 0
         if recording is not None:
             self._loop.run(recording.abandon())
-
-    def _concluded(self) -> RunResult:
-        if self._result is None:
-            raise TestbedError("the ledger is made when the block of traffic has ended")
-        return self._result
 
     @property
     def run_directory(self) -> Path:

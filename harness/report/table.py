@@ -97,4 +97,4 @@ def campaign_table(results: Sequence[RunResult]) -> str:
         "compute ms", "network ms", "reported ms", "unexplained", "verdict",
     ]  # fmt: skip
     align = ["left", "left", *["right"] * 10, "left"]
-    return tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True, colalign=align)
+    return str(tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True, colalign=align))

@@ -150,7 +150,7 @@ KINDS: dict[str, tuple[str, Callable[[Features], Collection[str]]]] = {
     "capability": ("migration capability", lambda has: has.capabilities),
     "parameter": ("migration parameter", lambda has: has.parameters),
     "parameter-value": (
-        "migration parameter and value",
+        "migration parameter value",
         lambda has: {f"{name}={word}" for name, words in has.parameter_values.items() for word in words},
     ),
     "migration-property": ("property of the migration object", lambda has: has.migration_properties),

@@ -28,9 +28,9 @@ class CommandRefusedError(TestbedError):
 
     def __init__(self, command: str, arguments: MutableMapping[str, Any] | None, error: ExecuteError, who: str) -> None:
         shown = f" {json.dumps(arguments)}" if arguments else ""
-        super().__init__(f"{who} refused {command}{shown}: {error.description}")
+        super().__init__(f"{who} refused {command}{shown}: {error.error.error.desc}")
         self.command = command
-        self.reason = error.description
+        self.reason = error.error.error.desc
 
 
 class Qmp(QMPClient):

@@ -159,7 +159,7 @@ def test_nothing_is_left_after_sigkill_of_the_runner(moment_s):
         assert _processes_with(mark), "the lab's process should run before the kill"
     else:
         time.sleep(moment_s)
-    children = {pid for pid in _children(runner.pid)}
+    children = set(_children(runner.pid))
     runner.kill()
     runner.wait()
     runner.stdout.close()

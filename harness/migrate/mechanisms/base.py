@@ -60,7 +60,7 @@ class Report:
 
 
 class Mechanism(Protocol):
-    """Called in this order: `prepare`, `stopped`, `before_continue`, then `resumed` or `aborted`, `finish`."""
+    """Called in this order: `prepare`, `stopped`, `before_continue` or `before_cancel`, `aborted` if the source runs again, `finish`."""
 
     name: ClassVar[str]
     needs_pause: ClassVar[bool]
@@ -81,6 +81,9 @@ class Mechanism(Protocol):
 
     async def before_continue(self, context: SwitchContext, *, stop_ns: int) -> None:
         """The hold is over; the migration goes on when this returns."""
+
+    async def before_cancel(self, context: SwitchContext, *, stop_ns: int) -> None:
+        """The hold is over; the migration is cancelled when this returns."""
 
     async def aborted(self, context: SwitchContext, *, stop_ns: int | None) -> None:
         """The migration failed or was cancelled and the source runs again."""

@@ -29,6 +29,9 @@ class NoMechanism:
     async def before_continue(self, context: SwitchContext, *, stop_ns: int) -> None:
         pass
 
+    async def before_cancel(self, context: SwitchContext, *, stop_ns: int) -> None:
+        pass
+
     async def aborted(self, context: SwitchContext, *, stop_ns: int | None) -> None:
         pass
 

@@ -13,6 +13,7 @@ the order of the kernel's timestamps, write it back, and try again. Nothing read
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import ClassVar
 
@@ -21,6 +22,7 @@ from harness.errors import DeadlineError, TestbedError
 from harness.host.bridge import PortFlags, forward_to, port_message
 from harness.host.deadline import Deadline
 from harness.host.tap import queue_is_empty, read_queue
+from harness.migrate.account import StopPoint
 from harness.migrate.mechanisms.base import Report, Side, SwitchContext
 from harness.model.scenario import MigrationMode
 
@@ -31,6 +33,8 @@ _FENCE_S = 0.0003
 """A frame that was on its way through the bridge when it changed has arrived somewhere by then."""
 _QUIET_NS = 2_000_000
 """How long to wait for one more frame before the bridge is changed: twice the interval of common probe streams."""
+_TAKEN_S = 0.02
+"""A QEMU that polls a TAP has read what was sent to it by then."""
 _SAME_FLOOD_NS = 200_000
 """Copies of one flooded frame leave the bridge within this time."""
 
@@ -49,22 +53,27 @@ class TapHandover:
         self._to_destination: Injector | None = None
         self._passed: list[LiveFrame] = []
         self._returned: list[LiveFrame] = []
-        self._first = 0  # number of the first frame that the guest did not get at the source
+        self._stop: StopPoint | None = None  # where the guest's knowledge ends at the source
         self._cut = 0  # frames of the source's TAP below this number were copied, or need not be
         self._attempts = 0
         self._moved = False
+        self._freed: list[LiveFrame] = []
         self._macs: list[str] = []
+        self._first_direct = 0  # frames of the destination's TAP from this number on came through the bridge
 
     async def prepare(self, context: SwitchContext) -> None:
         if not context.source.account.synchronised:
-            raise TestbedError("tap-handover must know what the guest received, and its ring does not tell")
+            reason = context.source.account.reason
+            raise TestbedError(f"tap-handover must know what the guest received, and that can't be told: {reason}")
         self._to_destination = context.injector(context.destination)
         await self._fill_parking_place(context)
 
     async def stopped(self, context: SwitchContext, *, stop_ns: int) -> None:
-        self._first = self._cut = await context.source.account.first_undelivered(stop_ns=stop_ns)
+        self._stop = await context.source.account.at_stop(stop_ns=stop_ns)
+        self._cut = self._stop.first_undelivered
 
     async def before_continue(self, context: SwitchContext, *, stop_ns: int) -> None:
+        await self._find_freed(context, stop_ns=stop_ns)
         self._macs = await context.network.forwarding_entries(context.source.port)
         began_ns = time.time_ns()
         self._move(context)
@@ -73,22 +82,40 @@ class TapHandover:
             {"frames": len(self._passed), "attempts": self._attempts, "took_us": (time.time_ns() - began_ns) // 1000},
         )
 
+    async def before_cancel(self, context: SwitchContext, *, stop_ns: int) -> None:
+        await self._find_freed(context, stop_ns=stop_ns)
+
     async def aborted(self, context: SwitchContext, *, stop_ns: int | None) -> None:
         """Give the source's guest what QEMU's stop path freed, and what already went to the other side."""
         if stop_ns is None:
             return
         source = context.source
-        with context.injector(source) as to_source:
-            if self._moved:
-                self._move_back(context, to_source)
-            missing = await source.account.settled_loss(deadline=Deadline(5.0))
-            if missing <= 0:
-                return
-            # What was freed is the first that the guest did not get: it stood before the parked frame.
-            freed = source.live.frames(first=self._first)[:missing]
-            to_source.send_all(freed, deadline_ns=_soon_ns())
-            self._returned += freed
-            context.note(f"{len(freed)} frame that the stop path freed was given back to the source")
+        to_source = context.injector(source)
+        if self._moved:
+            self._move_back(context, to_source)
+        to_source.send_all(self._freed, deadline_ns=_soon_ns())
+        self._returned += self._freed
+        if self._freed:
+            context.note(f"{len(self._freed)} frame that the stop path freed was given back, behind newer ones")
+
+    async def _find_freed(self, context: SwitchContext, *, stop_ns: int) -> None:
+        """What the stop path freed: the frames that QEMU took and did not deliver, but for the parked one.
+
+        That one waits in QEMU until the source resumes, and while it does QEMU takes no more. So if frames wait in the TAP there is a
+        parked one; if none do, a frame of zeros (which the device's filter refuses) shows whether QEMU still takes them.
+        """
+        source = context.source
+        stop = await source.account.at_stop(stop_ns=stop_ns)
+        taken = source.live.frames(first=stop.first_undelivered)[: stop.swallowed]
+        if not taken:
+            return
+        parked = stop.first_unread < source.live.drain()
+        if not parked:
+            (fd,) = source.port.fds
+            context.injector(source).send(bytes(12), bytes(60), deadline_ns=_soon_ns())
+            await asyncio.sleep(_TAKEN_S)
+            parked = not queue_is_empty(fd)
+        self._freed = taken[:-1] if parked else taken
 
     async def finish(self, context: SwitchContext) -> Report:
         if self._moved and self._to_destination is not None:
@@ -98,11 +125,19 @@ class TapHandover:
                 self._to_destination.send_all(late, deadline_ns=_soon_ns())
                 self._passed += late
                 context.note(f"{len(late)} frames reached the source's TAP after the handover and were passed late")
-        if self._to_destination is not None:
-            self._to_destination.close()
-        return Report(
-            passed=tuple(self._passed), returned=tuple(self._returned), figures={"handover_attempts": self._attempts}
-        )
+        held = self._held_back(context) if self._moved else []
+        figures = {"handover_attempts": self._attempts, "copied": len(self._passed), "held_back": len(held)}
+        return Report(passed=(*self._passed, *held), returned=tuple(self._returned), figures=figures)
+
+    def _held_back(self, context: SwitchContext) -> list[LiveFrame]:
+        """Frames that the bridge already sent to the destination's TAP, where they waited for RESUME."""
+        role = context.destination.machine.role
+        resumes = [event for event in context.timeline if (event.name, event.source) == ("RESUME", role)]
+        if not resumes:
+            return []
+        resume = resumes[-1]
+        direct = context.destination.live.frames(first=self._first_direct)
+        return [frame for frame in direct if frame.time_ns <= resume.t_ns]
 
     async def _fill_parking_place(self, context: SwitchContext) -> None:
         """Let the destination's QEMU park a frame that nobody misses.
@@ -144,7 +179,7 @@ class TapHandover:
             time.sleep(_FENCE_S)
             late = source.live.frames(first=self._cut)
             if not late:
-                self._moved = True
+                self._moved, self._first_direct = True, injected
                 return
             control.apply(back)
             time.sleep(_FENCE_S)
