@@ -346,7 +346,9 @@ class Lab:
             await machine.close()
             raise
         finally:
-            for unused in (*sockets, *injectors):
+            for handle in injectors:
+                handle.close()
+            for unused in sockets:
                 unused.close()
         if record.status == "completed":
             self.mobile_side = destination

@@ -117,10 +117,12 @@ class Recording:
         end_ns = time.time_ns()
         await self._count_drops()
         captures = await self._stop_captures()
+        merged = list(self._lab.timeline)
         for machine in self._lab.machines:
-            for event in trace_events(machine):
-                self._lab.timeline.record(event)
-        self._directory.write_events(e for e in self._lab.timeline.sorted() if e.t_ns <= end_ns)
+            traced = trace_events(machine)
+            self._directory.write_events(traced, name=f"trace-{machine.spec.name}.jsonl")
+            merged += traced
+        self._directory.write_events(sorted((e for e in merged if e.t_ns <= end_ns), key=lambda e: e.t_ns))
         self._directory.write_json("traffic/summaries.json", self._summaries)
         settings = self._settings
         facts = RunFacts(

@@ -19,6 +19,7 @@ from harness.builds import resolve_qemu
 from harness.errors import MigrationError
 from harness.host.accel import choose_accelerator
 from harness.host.deadline import Deadline
+from harness.host.facts import host_facts
 from harness.lab import Lab, LabSettings
 from harness.migrate.checks import check_plan
 from harness.model.plan import MigrationPlan
@@ -101,6 +102,10 @@ async def _execute(
 
     began = time.monotonic()
     directory.write_scenario(scenario)
+    directory.write_json("host.json", host_facts())
+    sides = {"source": settings.source, "destination": settings.destination}
+    features = {side: await discover(qemu, cache=settings.cache) for side, qemu in sides.items()}
+    directory.write_json("features.json", features)
     async with Lab(settings, logs=directory.path, progress=say) as lab:
         say("starting the pair" + (" cold" if settings.cold else ""))
         await lab.start()

@@ -12,7 +12,6 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import click
 import msgspec
 import typer
 
@@ -25,6 +24,9 @@ from harness.model.result import Outcome, RunResult, Verdict
 __all__ = ["app", "main"]
 
 T = TypeVar("T")
+
+# BadParameter -> UsageError -> ClickException, in typer's own copy of click or in click itself, by typer's version.
+_BadUsage: Any = typer.BadParameter.__mro__[2]
 
 EXIT_FAILED, EXIT_BROKE, EXIT_LACK, EXIT_USAGE, EXIT_INCONCLUSIVE = 1, 2, 3, 4, 5
 
@@ -268,12 +270,12 @@ def main() -> None:
             traceback.print_exc()
         print(f"switchover: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except click.exceptions.Exit as error:
+    except typer.Exit as error:
         sys.exit(error.exit_code)
-    except click.ClickException as error:
+    except _BadUsage as error:
         error.show()
         sys.exit(EXIT_USAGE)
-    except (KeyboardInterrupt, asyncio.CancelledError, click.exceptions.Abort):
+    except (KeyboardInterrupt, asyncio.CancelledError, typer.Abort):
         print("switchover: interrupted; the lab is gone", file=sys.stderr)
         sys.exit(130)
     except OSError as error:

@@ -213,11 +213,13 @@ class MigrationDriver:
     # -- the end
 
     async def _conclude(self, status: str, info: dict[str, Any]) -> MigrationRecord:
-        report = await self._mechanism.finish(self._context)
         stop, reason = None, "the source runs on"
         stranded: tuple[bytes, ...] = ()
         if status == "completed":
             stop, reason = await self._evidence_of_the_ring()
+            self._context.stop_point = stop
+        report = await self._mechanism.finish(self._context)
+        if status == "completed":
             stranded = await self._close_source()
         return MigrationRecord(
             status=status, statuses=tuple(self._statuses), info=info, stop_ns=self._stop_ns,

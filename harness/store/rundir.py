@@ -85,10 +85,10 @@ class RunDirectory:
         with contextlib.suppress(OSError), (self.path / "log.txt").open("a") as file:
             file.write(f"{stamp} {text}\n")
 
-    def write_events(self, events: Iterable[Event]) -> None:
-        """The merged timeline, one event a line."""
+    def write_events(self, events: Iterable[Event], *, name: str = "events.jsonl") -> None:
+        """Events, one a line; `events.jsonl` is the merged timeline."""
         lines = b"".join(msgspec.json.encode(event) + b"\n" for event in events)
-        (self.path / "events.jsonl").write_bytes(lines)
+        (self.path / name).write_bytes(lines)
 
     def finish(self) -> None:
         """Give the folder its name: the run is whole."""

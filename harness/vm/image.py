@@ -25,19 +25,17 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from harness.errors import TestbedError, UsageError
 from harness.resources import image_resources
-from harness.vm import initramfs, packages
-from harness.vm.kernel import Module, ModuleWish, extract_vmlinux, has_pvh_entry, kernel_release, resolve_modules
+from harness.vm import guest_tree, initramfs, packages
+from harness.vm.guest_tree import Kernel, Keys, ModuleEntry, Parts, Recipe, find_file, make_tree
+from harness.vm.kernel import extract_vmlinux, has_pvh_entry, kernel_release, resolve_modules
 
 __all__ = ["GuestImage", "build_image", "load_image"]
 
 #: Of image.json and the files it stands for; to be raised when older images can no longer be used.
 _LAYOUT_VERSION = 1
-_LIBRARY_FOLDER = "usr/lib/x86_64-linux-gnu"
 
 
 class GuestImage(msgspec.Struct, frozen=True):
@@ -71,19 +69,6 @@ class _Manifest(msgspec.Struct, frozen=True):
     modules: list[str]
 
 
-class _ModuleEntry(ModuleWish, frozen=True, forbid_unknown_fields=True):
-    boot: bool = True
-
-
-class _Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    kernel: str
-    packages: dict[str, list[str]]
-    data: dict[str, list[str]]
-    programs: dict[str, list[str]]
-    files: dict[str, str]
-    modules: list[_ModuleEntry]
-
-
 # ---- finding ----
 
 
@@ -104,7 +89,7 @@ def load_image(directory: Path) -> GuestImage:
             hint="switchover image build",
         )
     directory = directory.resolve()
-    return GuestImage(
+    image = GuestImage(
         directory=directory,
         kernel=directory / manifest.kernel,
         bzimage=directory / "bzImage",
@@ -115,6 +100,12 @@ def load_image(directory: Path) -> GuestImage:
         host_key=manifest.host_key,
         generator=directory / "swgen",
     )
+    for path in (image.kernel, image.bzimage, image.initrd, image.ssh_key, image.generator):
+        if not path.is_file():
+            raise UsageError(
+                f"the guest image {directory} is not whole: {path.name} is missing", hint=f"rm -r {directory}"
+            )
+    return image
 
 
 def _recipe_files(folder: Path) -> Iterator[Path]:
@@ -124,20 +115,20 @@ def _recipe_files(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _input_key(recipe_folder: Path, *, bzimage: bytes | None, modules: list[Module]) -> str:
+def _input_key(recipe_folder: Path, *, kernel: Kernel | None) -> str:
     state = hashlib.sha256()
 
     def add(name: str, content: bytes) -> None:
         state.update(b"%s %d\n" % (name.encode(), len(content)))
         state.update(content)
 
-    for source in (__file__, initramfs.__file__):  # what puts it together is an input too
+    for source in (__file__, guest_tree.__file__, initramfs.__file__):  # what puts it together is an input too
         add("source", Path(source).read_bytes())
     for path in _recipe_files(recipe_folder):
         add(path.relative_to(recipe_folder).as_posix(), path.read_bytes())
-    if bzimage is not None:
-        add("bzImage", bzimage)
-        for module in modules:
+    if kernel is not None:
+        add("bzImage", kernel.bzimage)
+        for module in kernel.modules:
             add(f"module {module.name}", module.content)
     return state.hexdigest()[:32]
 
@@ -179,13 +170,7 @@ def _find_modules_folder(kernel: Path, release: str, modules: Path | None) -> Pa
     )
 
 
-class _Kernel(msgspec.Struct, frozen=True):
-    release: str
-    bzimage: bytes
-    modules: list[Module]
-
-
-def _read_kernel(bzimage_path: Path, modules: Path | None, wishes: list[_ModuleEntry]) -> _Kernel:
+def _read_kernel(bzimage_path: Path, modules: Path | None, wishes: list[ModuleEntry]) -> Kernel:
     try:
         bzimage = bzimage_path.read_bytes()
     except OSError as error:
@@ -202,100 +187,7 @@ def _read_kernel(bzimage_path: Path, modules: Path | None, wishes: list[_ModuleE
                 f"module {module.name} was built for kernel {module.vermagic.split(' ')[0]}, not for {release}",
                 hint="give the modules folder that belongs to this kernel",
             )
-    return _Kernel(release=release, bzimage=bzimage, modules=resolved)
-
-
-def _ssh_string(data: bytes) -> bytes:
-    return len(data).to_bytes(4, "big") + data
-
-
-def _dropbear_key(key: Ed25519PrivateKey) -> bytes:
-    """The key in dropbear's own file format: type, then private and public half as one string."""
-    private = key.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
-    public = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
-    return _ssh_string(b"ssh-ed25519") + _ssh_string(private + public)
-
-
-def _public_line(key: Ed25519PrivateKey) -> str:
-    return key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
-
-
-def _find_file(root: Path, name: str) -> Path:
-    """A file of an unpacked package, on either side of the "usr" merge."""
-    for candidate in (root / name, root / "usr" / name):
-        if candidate.is_file():
-            return candidate
-    raise TestbedError(f"package {root.name} has no file {name}; the recipe does not fit this distribution")
-
-
-def _make_tree(
-    recipe: _Recipe,
-    *,
-    recipe_folder: Path,
-    roots: dict[str, Path],
-    release: str,
-    modules: list[Module],
-    compiled: Path,
-    applets: list[str],
-    login_key: str,
-    host_key: bytes,
-) -> initramfs.Tree:
-    tree = initramfs.Tree()
-    for link in ("bin", "sbin", "usr/sbin"):
-        tree.link(link, "/usr/bin")
-    tree.link("lib", "/usr/lib")
-    for folder in ("proc", "sys", "dev", "run", "tmp"):
-        tree.folder(folder)
-    # For the time before init has mounted /dev.
-    tree.character_device("dev/console", major=5, minor=1)
-    tree.character_device("dev/null", major=1, minor=3, mode=0o666)
-
-    programs: list[bytes] = []
-    for package, names in recipe.packages.items():
-        for name in names:
-            content = _find_file(roots[package], name).read_bytes()
-            tree.file(f"usr/bin/{Path(name).name}", content, mode=0o755)
-            programs.append(content)
-    for name, (path, *links) in recipe.programs.items():
-        tree.file(path, (compiled / name).read_bytes(), mode=0o755)
-        for link in links:
-            tree.link(link, f"/{path}")
-    initramfs.add_libraries(tree, programs, roots=list(roots.values()), folder=_LIBRARY_FOLDER)
-    tree.link("usr/bin/sh", "dash")
-    for applet in applets:
-        if f"usr/bin/{applet}" not in tree:  # the full program wins over busybox's
-            tree.link(f"usr/bin/{applet}", "busybox")
-    for package, names in recipe.data.items():
-        for name in names:
-            tree.file(name, _find_file(roots[package], name).read_bytes())
-    for name, path in recipe.files.items():
-        tree.file(path, (recipe_folder / name).read_bytes())
-
-    for module in modules:
-        tree.file(f"usr/lib/modules/{release}/{module.name}.ko", module.content)
-    listing = "".join(f"{module.name}.ko:{''.join(f' {need}.ko' for need in module.needs)}\n" for module in modules)
-    tree.file(f"usr/lib/modules/{release}/modules.dep", listing.encode())
-    at_boot = {wish.name for wish in recipe.modules if wish.boot}
-    order = [f"{release}/{module.name}.ko\n" for module in modules if module.wished_by & at_boot]
-    tree.file("etc/switchover/modules", "".join(order).encode())
-
-    tree.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n")
-    tree.file("etc/group", b"root:x:0:\n")
-    tree.file("etc/shells", b"/bin/sh\n")
-    tree.folder("root", mode=0o700)
-    tree.folder("root/.ssh", mode=0o700)
-    tree.file("root/.ssh/authorized_keys", f"{login_key}\n".encode(), mode=0o600)
-    tree.folder("etc/dropbear", mode=0o700)
-    tree.file("etc/dropbear/host_key", host_key, mode=0o600)
-    return tree
-
-
-async def _unpacked(found: list[packages.Package], *, cache: Path, work: Path) -> dict[str, Path]:
-    archives = await packages.download(found, folder=cache / "packages")
-    roots = {}
-    for package, archive in zip(found, archives, strict=True):
-        roots[package.name] = await packages.unpack(archive, folder=work)
-    return roots
+    return Kernel(release=release, bzimage=bzimage, modules=resolved)
 
 
 def _link(target: Path, link: Path) -> None:
@@ -321,109 +213,101 @@ async def build_image(
     packages even if an image is there. An image appears complete or not at all, and only one build runs per cache.
 
     Raises EnvironmentLackError (a program, package lists or the mirror is missing), UsageError (the kernel or its
-    modules will not do), ProcessError and TestbedError.
+    modules will not do), ProcessError and TestbedError (a full disk, for one).
     """
     if modules is not None and kernel is None:
         raise UsageError("a modules folder was given without its kernel", hint="give --kernel too")
     recipe_folder = image_resources() / "guest"
-    recipe = msgspec.convert(tomllib.loads((recipe_folder / "recipe.toml").read_text()), _Recipe)
+    recipe = msgspec.convert(tomllib.loads((recipe_folder / "recipe.toml").read_text()), Recipe)
     own = _read_kernel(kernel, modules, recipe.modules) if kernel is not None else None
-    key = _input_key(recipe_folder, bzimage=own.bzimage if own else None, modules=own.modules if own else [])
     images = cache / "images"
-    known = images / "by-input" / key
+    known = images / "by-input" / _input_key(recipe_folder, kernel=own)
     if known.exists() and not refresh:
         return load_image(known)
-
-    images.mkdir(parents=True, exist_ok=True)
-    async with _locked(images / ".lock", progress=progress):
-        if known.exists() and not refresh:
-            return load_image(known)
-        progress("looking up packages")
-        names = list(recipe.packages)
-        if own is None:
-            kernel_package = await packages.real_kernel_package(recipe.kernel)
-            names.append(kernel_package)
-        found = await packages.resolve(names)
-        versions = {package.name: f"{package.version} {package.sha256}" for package in found}
-        digest = hashlib.sha256(key.encode() + msgspec.json.encode(versions, order="sorted")).hexdigest()[:32]
-        target = images / digest
-        if not target.exists():
-            with tempfile.TemporaryDirectory(dir=images, prefix=".build-") as name:
-                work = Path(name)
-                progress(f"fetching {len(found)} packages")
-                roots = await _unpacked(found, cache=cache, work=work / "packages")
-                if own is None:
-                    root = roots.pop(kernel_package)
-                    (bzimage_path,) = (root / "boot").glob("vmlinuz-*")
-                    own = await asyncio.to_thread(_read_kernel, bzimage_path, root, recipe.modules)
-                progress("compiling the guest's own programs")
-                compiled = work / "compiled"
-                compiled.mkdir()
-                for program in recipe.programs:
-                    out = compiled / program
-                    await packages.run("make", "-s", "-C", recipe_folder / program, f"OUT={out}", out)
-                applets = await packages.run(_find_file(roots["busybox-static"], "bin/busybox"), "--list")
-                progress(f"putting the image together, kernel {own.release}")
-                result = work / "image"
-                result.mkdir()
-                await asyncio.to_thread(
-                    _write_image,
-                    result,
-                    recipe=recipe,
-                    recipe_folder=recipe_folder,
-                    roots=roots,
-                    compiled=compiled,
-                    applets=applets.split(),
-                    kernel=own,
-                    digest=digest,
-                    versions=versions,
-                )
-                result.rename(target)
-        _link(target, known)
-    return load_image(target)
+    try:
+        images.mkdir(parents=True, exist_ok=True)
+        async with _locked(images / ".lock", progress=progress):
+            if not known.exists() or refresh:
+                await _build(recipe, recipe_folder=recipe_folder, cache=cache, own=own, known=known, progress=progress)
+    except OSError as error:
+        raise TestbedError(f"the guest image cannot be written to {images}: {error}") from error
+    return load_image(known)
 
 
-def _write_image(
-    result: Path,
+async def _build(
+    recipe: Recipe,
     *,
-    recipe: _Recipe,
     recipe_folder: Path,
-    roots: dict[str, Path],
-    compiled: Path,
-    applets: list[str],
-    kernel: _Kernel,
-    digest: str,
-    versions: dict[str, str],
+    cache: Path,
+    own: Kernel | None,
+    known: Path,
+    progress: Callable[[str], None],
 ) -> None:
-    login_key, host_key = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
-    tree = _make_tree(
-        recipe,
-        recipe_folder=recipe_folder,
-        roots=roots,
-        release=kernel.release,
-        modules=kernel.modules,
-        compiled=compiled,
-        applets=applets,
-        login_key=_public_line(login_key),
-        host_key=_dropbear_key(host_key),
-    )
-    shutil.copy(compiled / "swgen", result / "swgen")
-    (result / "initrd.cpio").write_bytes(tree.to_cpio())
-    (result / "bzImage").write_bytes(kernel.bzimage)
-    vmlinux = extract_vmlinux(kernel.bzimage)
+    """Makes `known` a link to an image of the packages as they are now. To be called under the lock."""
+    images = known.parent.parent
+    for leftover in images.glob(".build-*"):  # of a build that was killed: nobody else builds now
+        shutil.rmtree(leftover, ignore_errors=True)
+    progress("looking up packages")
+    kernel_package = None if own else await packages.real_kernel_package(recipe.kernel)
+    found = await packages.resolve([*recipe.packages, *filter(None, [kernel_package])])
+    versions = {package.name: f"{package.version} {package.sha256}" for package in found}
+    digest = hashlib.sha256(known.name.encode() + msgspec.json.encode(versions, order="sorted")).hexdigest()[:32]
+    if not (images / digest).exists():
+        with tempfile.TemporaryDirectory(dir=images, prefix=".build-") as name:
+            work = Path(name)
+            progress(f"fetching {len(found)} packages")
+            archives = await packages.download(found, folder=cache / "packages")
+            roots: dict[str, Path] = {}
+            for package, archive in zip(found, archives, strict=True):
+                roots[package.name] = await packages.unpack(archive, folder=work / "packages")
+            if own is None:
+                own = await asyncio.to_thread(_packaged_kernel, roots.pop(str(kernel_package)), recipe)
+            progress("compiling the guest's own programs")
+            for program in recipe.programs:
+                out = work / "compiled" / program
+                out.parent.mkdir(exist_ok=True)
+                await packages.run("make", "-s", "-C", recipe_folder / program, f"OUT={out}", out)
+            applets = await packages.run(find_file(roots["busybox-static"], "bin/busybox"), "--list")
+            progress(f"putting the image together, kernel {own.release}")
+            parts = Parts(
+                recipe=recipe,
+                recipe_folder=recipe_folder,
+                packages=roots,
+                compiled=work / "compiled",
+                applets=applets.split(),
+                kernel=own,
+            )
+            await asyncio.to_thread(_write_image, work / "image", parts=parts, digest=digest, versions=versions)
+            (work / "image").rename(images / digest)
+    _link(images / digest, known)
+
+
+def _packaged_kernel(root: Path, recipe: Recipe) -> Kernel:
+    """The kernel of an unpacked kernel package."""
+    (bzimage_path,) = (root / "boot").glob("vmlinuz-*")
+    return _read_kernel(bzimage_path, root, recipe.modules)
+
+
+def _write_image(folder: Path, *, parts: Parts, digest: str, versions: dict[str, str]) -> None:
+    folder.mkdir()
+    keys = Keys()
+    shutil.copy(parts.compiled / "swgen", folder / "swgen")
+    (folder / "initrd.cpio").write_bytes(make_tree(parts, keys=keys).to_cpio())
+    (folder / "bzImage").write_bytes(parts.kernel.bzimage)
+    vmlinux = extract_vmlinux(parts.kernel.bzimage)
     pvh = has_pvh_entry(vmlinux)
     if pvh:
-        (result / "vmlinux").write_bytes(vmlinux)
-    ssh_key = result / "id_ed25519"
+        (folder / "vmlinux").write_bytes(vmlinux)
+    ssh_key = folder / "id_ed25519"
     ssh_key.touch(mode=0o600)
-    ssh_key.write_bytes(login_key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+    ssh_key.write_bytes(keys.login_private)
     manifest = _Manifest(
         layout_version=_LAYOUT_VERSION,
         digest=digest,
         kernel="vmlinux" if pvh else "bzImage",
-        kernel_release=kernel.release,
-        host_key=_public_line(host_key),
+        kernel_release=parts.kernel.release,
+        host_key=keys.host_line,
         packages=versions,
-        modules=[module.name for module in kernel.modules],
+        modules=[module.name for module in parts.kernel.modules],
     )
-    (result / "image.json").write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
+    (folder / "image.json").write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2))

@@ -58,6 +58,16 @@ def veth(namespace: None) -> None:
     for name in ("near", "far"):
         Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("1")
         ip(f"link set dev {name} up")
+    wait_for_carrier("near", "far")
+
+
+def wait_for_carrier(*names: str) -> None:
+    """Until the kernel's link watcher has noticed: it drops silently what is sent before."""
+    deadline = time.monotonic() + 10
+    for name in names:
+        while json.loads(subprocess.check_output(["ip", "-j", "link", "show", name]))[0]["operstate"] != "UP":
+            assert time.monotonic() < deadline, f"{name} has no carrier"
+            time.sleep(0.005)
 
 
 def packet_socket(interface: str | None = None) -> socket.socket:
@@ -247,7 +257,7 @@ def test_an_interface_that_goes_down_is_an_interruption(tmp_path: Path) -> None:
         near.send(probe_frame(stream=1, seq=0))
         ip("link set dev far down")
         ip("link set dev far up")
-        time.sleep(0.1)
+        wait_for_carrier("near", "far")
         near.send(probe_frame(stream=1, seq=1))
         summary = captures.stop()["far"]
     assert summary.interruptions == 1

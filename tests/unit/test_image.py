@@ -530,6 +530,26 @@ def test_what_the_host_lacks_is_named_with_the_mend(
         build(tmp_path / "other")
 
 
+def test_what_a_killed_build_left_is_cleared_away(distribution: Distribution, tmp_path: Path) -> None:
+    leftover = tmp_path / "cache" / "images" / ".build-killed"
+    leftover.mkdir(parents=True)
+    image = build(tmp_path / "cache")
+    assert {path.name for path in (tmp_path / "cache" / "images").iterdir()} == {".lock", "by-input", image.digest}
+
+
+def test_a_cache_that_cannot_be_written_is_an_error_with_its_cause(distribution: Distribution, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file, not a folder")
+    with pytest.raises(TestbedError, match=r"cannot be written to .*cache/images: .*(exists|Not a directory)"):
+        build(tmp_path / "cache")
+
+
+def test_an_image_with_a_file_missing_is_refused(distribution: Distribution, tmp_path: Path) -> None:
+    image = build(tmp_path / "cache")
+    image.initrd.unlink()
+    with pytest.raises(UsageError, match=r"is not whole: initrd\.cpio is missing"):
+        load_image(image.directory)
+
+
 def test_a_folder_that_is_no_image_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"is no guest image \(it has no image\.json\)"):
         load_image(tmp_path)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.analysis.columns import ECHO_REPLY, ECHO_REQUEST, PROBE
@@ -19,6 +19,9 @@ from harness.analysis.sightings import NEVER, StopWindow
 from harness.analysis.synthetic import capture_of, probe_batch, received_file, sent_file
 from harness.errors import UsageError
 from harness.model.scenario import Direction
+
+# A slow example on a busy machine is no failure.
+unhurried = settings(deadline=None)
 
 T0 = 1_700_000_000_000_000_000
 MS = 1_000_000
@@ -114,6 +117,7 @@ def judge(truth: Truth, evidence: Evidence, *, late_ns: int | None = None) -> Le
 SOUND = ("delivered", "carried", "at-destination", "stranded", "swallowed", "peer-drop", "bridge-drop")
 
 
+@unhurried
 @given(
     happenings(*SOUND, "source-queue", "destination-queue")
     | happenings(*SOUND, "guest-drop")
@@ -133,6 +137,7 @@ def test_says_what_was_drawn(truth: Truth) -> None:
     assert ledger.problems == ()
 
 
+@unhurried
 @given(happenings(*SOUND, "guest-drop"))
 def test_without_the_receivers_records_nothing_is_lost_or_delivered(truth: Truth) -> None:
     records = dataclasses.replace(records_of(truth), received=None)
@@ -189,6 +194,7 @@ def test_each_kind_of_evidence_is_needed(missing: str, unexplained: list[int]) -
         assert any("dropped 1" in problem for problem in less.problems)
 
 
+@unhurried
 @given(st.integers(0, 12), st.integers(0, 12))
 def test_a_counter_explains_no_more_than_it_counted(vanished: int, counted: int) -> None:
     truth = Truth(["delivered"] + ["bridge-drop"] * vanished, [0])
@@ -272,6 +278,7 @@ def judge_echo(drawn: list[str], *, responder: bool = True, tap_replies: bool = 
     return account([records], evidence=evidence)["echo"]
 
 
+@unhurried
 @given(st.lists(st.sampled_from(sorted(ECHO)), min_size=1, max_size=40))
 def test_echo_says_what_was_drawn(drawn: list[str]) -> None:
     ledger = judge_echo(drawn)
@@ -296,6 +303,7 @@ FROM_GUEST = {
 }
 
 
+@unhurried
 @given(st.lists(st.sampled_from(sorted(FROM_GUEST)), min_size=1, max_size=40), st.booleans())
 def test_from_guest_says_what_was_drawn(drawn: list[str], evident: bool) -> None:
     def which(*names: str) -> list[int]:

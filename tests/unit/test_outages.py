@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet6 import ICMPv6ND_NA, IPv6
 from scapy.layers.l2 import ARP, Ether
@@ -24,6 +24,9 @@ from harness.analysis.ring import RingReading, frames_in_ring, swallowed_frames
 from harness.analysis.sightings import StopWindow
 from harness.analysis.synthetic import capture_of, frames_batch, probe_batch, received_file, sent_file
 from harness.model.scenario import Direction
+
+# A slow example on a busy machine is no failure.
+unhurried = settings(deadline=None)
 
 T0 = 1_700_000_000_000_000_000
 MS = 1_000_000
@@ -79,6 +82,7 @@ def from_guest(seqs: list[int], times: list[int]) -> Ledger:
     return account([records], evidence=Evidence(captures=Captures(peer=peer, source=tap)))["udp"]
 
 
+@unhurried
 @given(first=st.integers(1, 100), length=st.integers(2, 80))
 def test_the_outage_of_lost_packets(first: int, length: int) -> None:
     ledger = to_guest(lost=range(first, first + length))
@@ -89,6 +93,7 @@ def test_the_outage_of_lost_packets(first: int, length: int) -> None:
     assert longest_gap_ns(ledger) == (length + 1) * MS
 
 
+@unhurried
 @given(stop_ms=st.integers(20, 50), length_us=st.integers(5_000, 100_000), offset_us=st.integers(0, 999))
 def test_carried_packets_are_an_outage_to_one_interval(stop_ms: int, length_us: int, offset_us: int) -> None:
     stop = T0 + stop_ms * MS + offset_us * US
@@ -175,6 +180,7 @@ def test_phases_of_a_postcopy_migration() -> None:
     assert {name.value: each.lost for name, each in counts.items() if each.lost} == {"stopped": 10}
 
 
+@unhurried
 @given(st.lists(st.one_of(st.none(), st.integers(0, 200)), min_size=5, max_size=5), st.booleans())
 def test_every_packet_has_exactly_one_phase(times: list[int | None], postcopy: bool) -> None:
     points = sorted(each for each in times if each is not None)
@@ -221,6 +227,7 @@ def test_announcements_are_found() -> None:
     assert mac_text(mac_number(MAC)) == MAC
 
 
+@unhurried
 @given(
     sizes=st.lists(st.integers(60, 9000), min_size=1, max_size=200),
     base=st.integers(0, 65_535),
@@ -271,6 +278,7 @@ def test_a_calibration_takes_the_worst_error() -> None:
     assert calibrate(null_runs=[run], outages=[missed]).worst_ns == 100 * MS
 
 
+@unhurried
 @given(
     offset_s=st.integers(-1000, 1000),
     drift_ppm=st.integers(-50, 50),

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scapy.utils import RawPcapNgReader
 
 from harness.analysis.pcapng import OUTBOUND, Interface, PcapngReader, PcapngWriter
 from harness.analysis.synthetic import frames_batch, probe_batch
 from harness.errors import UsageError
+
+# A slow example on a busy machine is no failure.
+unhurried = settings(deadline=None)
 
 Packet = tuple[bytes, int, int]
 """Frame, time, direction."""
@@ -46,6 +49,7 @@ packet_lists = st.lists(
 )
 
 
+@unhurried
 @given(packets=packet_lists, batch_bytes=st.integers(16, 4096))
 def test_what_is_written_is_read_back(
     tmp_path_factory: pytest.TempPathFactory, packets: list[Packet], batch_bytes: int
@@ -55,6 +59,7 @@ def test_what_is_written_is_read_back(
     assert packets_in(path, batch_bytes=batch_bytes) == packets
 
 
+@unhurried
 @given(packets=packet_lists)
 def test_one_batch_is_the_same_as_many(packets: list[Packet]) -> None:
     file = io.BytesIO()

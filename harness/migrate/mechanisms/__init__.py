@@ -6,12 +6,13 @@ import difflib
 
 from harness.errors import UsageError
 from harness.migrate.mechanisms.base import Mechanism
+from harness.migrate.mechanisms.netpass import NetPass
 from harness.migrate.mechanisms.none import NoMechanism
 from harness.migrate.mechanisms.tap_handover import TapHandover
 
 __all__ = ["MECHANISMS", "make_mechanism"]
 
-MECHANISMS: dict[str, type[Mechanism]] = {"none": NoMechanism, "tap-handover": TapHandover}
+MECHANISMS: dict[str, type[Mechanism]] = {"none": NoMechanism, "tap-handover": TapHandover, "netpass": NetPass}
 
 
 def make_mechanism(name: str) -> Mechanism:

@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol
 from harness.capture.live import Injector, LiveFrame, LiveTap
 from harness.host.deadline import Deadline
 from harness.host.network import Network, Port
-from harness.migrate.account import FrameAccount
+from harness.migrate.account import FrameAccount, StopPoint
 from harness.model.events import Timeline
 from harness.model.plan import MigrationPlan
 from harness.model.scenario import MigrationMode
@@ -45,6 +45,8 @@ class SwitchContext:
     injector: Callable[[Side], Injector]
     note: Callable[[str], None]
     event: Callable[[str, dict[str, object]], None]
+    stop_point: StopPoint | None = None
+    """Where the source's guest stopped receiving; known when `finish` is called, if it can be known at all."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@
 
 enum { PORT_TIMEOUT_MS = 2000 };
 
-static pid_t start(char *const argv[], const char *log, bool on_console)
+static pid_t start(char *const argv[], const char *log)
 {
     pid_t child = fork();
 
@@ -33,7 +33,7 @@ static pid_t start(char *const argv[], const char *log, bool on_console)
         sigemptyset(&none);
         sigprocmask(SIG_SETMASK, &none, NULL);
         setsid();
-        if (on_console) {
+        if (!log) {
             int fd = open("/dev/ttyS0", O_RDWR);
 
             if (fd < 0)
@@ -121,7 +121,23 @@ static bool has_console_device(void)
 
 /* ---- processes ---- */
 
-static void on_signals(int signals, pid_t *shell)
+static int64_t now_ms(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * INT64_C(1000) + now.tv_nsec / 1000000;
+}
+
+/* A program that is to run always, and is started again at most once a second. */
+struct service {
+    char *const *argv;
+    const char *log; /* NULL: it has the console */
+    pid_t pid;       /* 0: does not run */
+    int64_t started_ms;
+};
+
+static void on_signals(int signals, struct service *services, size_t count)
 {
     struct signalfd_siginfo signal_info;
 
@@ -134,27 +150,33 @@ static void on_signals(int signals, pid_t *shell)
         if (signal_info.ssi_signo == SIGTERM)
             reboot(RB_AUTOBOOT);
         while ((child = waitpid(-1, NULL, WNOHANG)) > 0)
-            if (child == *shell)
-                *shell = 0;
+            for (size_t i = 0; i < count; i++)
+                if (services[i].pid == child)
+                    services[i].pid = 0;
     }
 }
 
-static int64_t now_ms(void)
+static void keep_running(struct service *service)
 {
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * INT64_C(1000) + now.tv_nsec / 1000000;
+    if (service->pid || (service->started_ms && now_ms() - service->started_ms < 1000))
+        return;
+    service->started_ms = now_ms();
+    service->pid = start(service->argv, service->log);
 }
 
 void serve(bool has_management)
 {
-    static char *const agent_argv[] = {"/usr/bin/qemu-ga", "-m", "virtio-serial", "-p", AGENT_PORT, "-t", "/run", NULL};
-    static char *const ssh_argv[] = {"/usr/bin/dropbear", "-F", "-E", "-s", "-r", "/etc/dropbear/host_key", NULL};
-    static char *const shell_argv[] = {"/usr/bin/sh", "-i", NULL};
+    static char *const agent[] = {"/usr/bin/qemu-ga", "-m", "virtio-serial", "-p", AGENT_PORT, "-t", "/run", NULL};
+    static char *const ssh[] = {"/usr/bin/dropbear", "-F", "-E", "-s", "-r", "/etc/dropbear/host_key", NULL};
+    static char *const shell[] = {"/usr/bin/sh", "-i", NULL};
+    enum { AGENT, SHELL, SSH, SERVICES };
+    struct service services[SERVICES] = {
+        [AGENT] = {.argv = agent, .log = "/run/qemu-ga.log"},
+        [SHELL] = {.argv = shell},
+        [SSH] = {.argv = ssh, .log = "/run/dropbear.log"},
+    };
     const bool wants_agent = has_console_device();
-    int64_t start_ms = now_ms(), shell_ms = 0;
-    pid_t agent = 0, shell = 0;
+    const int64_t start_ms = now_ms();
     bool ready = false;
     sigset_t wanted;
     int signals, uevents;
@@ -163,27 +185,28 @@ void serve(bool has_management)
     sigprocmask(SIG_BLOCK, &wanted, NULL);
     signals = signalfd(-1, &wanted, SFD_CLOEXEC | SFD_NONBLOCK);
     uevents = open_uevents();
-    if (has_management)
-        start(ssh_argv, "/run/dropbear.log", false);
     link_ports();
     for (;;) {
         struct pollfd fds[] = {{.fd = signals, .events = POLLIN}, {.fd = uevents, .events = POLLIN}};
+        const bool has_agent = access(AGENT_PORT, F_OK) == 0;
+        bool all_run;
 
-        if (!agent && access(AGENT_PORT, F_OK) == 0)
-            agent = start(agent_argv, "/run/qemu-ga.log", false);
-        if (!ready && (agent || !wants_agent || now_ms() - start_ms > PORT_TIMEOUT_MS)) {
+        if (has_agent)
+            keep_running(&services[AGENT]);
+        if (has_management)
+            keep_running(&services[SSH]);
+        if (!ready && (has_agent || !wants_agent || now_ms() - start_ms > PORT_TIMEOUT_MS)) {
             ready = true;
             printf("switchover: ready\n");
             fflush(stdout);
         }
-        /* Never faster than once a second: a shell that ends at once must not flood the console. */
-        if (ready && !shell && now_ms() - shell_ms > 1000) {
-            shell_ms = now_ms();
-            shell = start(shell_argv, NULL, true);
-        }
-        poll(fds, 2, ready && shell ? -1 : 100);
+        if (ready) /* nothing comes between this line and the prompt */
+            keep_running(&services[SHELL]);
+        all_run = ready && services[SHELL].pid && (services[AGENT].pid || !has_agent) &&
+                  (services[SSH].pid || !has_management);
+        poll(fds, 2, all_run ? -1 : 100);
         if (fds[0].revents)
-            on_signals(signals, &shell);
+            on_signals(signals, services, SERVICES);
         if (fds[1].revents && ports_changed(uevents))
             link_ports();
     }
