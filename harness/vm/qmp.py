@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, MutableMapping
 from typing import IO, Any, cast
 
-from qemu.qmp import ExecuteError, Message, QMPClient, Runstate
+from qemu.qmp import ExecuteError, Message, QMPClient, QMPError, Runstate
 
 from harness.errors import DeadlineError, TestbedError
 from harness.host.deadline import Deadline
@@ -68,7 +68,10 @@ class Qmp(QMPClient):
 
     async def attach(self, sock: socket.socket, *, deadline: Deadline) -> None:
         """Speak over `sock` (which it then owns)."""
-        await deadline.wait(self.connect(sock), awaited=f"the QMP greeting of {self.who}")
+        try:
+            await deadline.wait(self.connect(sock), awaited=f"the QMP greeting of {self.who}")
+        except QMPError as error:
+            raise TestbedError(f"{self.who} closed the connection before it greeted") from error
 
     async def command(self, command: str, *, deadline: Deadline | None = None, **arguments: Any) -> Any:
         """Execute a command; underscores in argument names stand for dashes.
@@ -86,10 +89,8 @@ class Qmp(QMPClient):
             raise
         except (ConnectionError, EOFError, OSError) as error:
             raise TestbedError(f"{self.who} closed the connection while {command} was to be answered") from error
-        except Exception as error:
-            if type(error).__module__.startswith("qemu.qmp"):
-                raise TestbedError(f"{self.who} can't be asked {command}: {error}") from error
-            raise
+        except QMPError as error:
+            raise TestbedError(f"{self.who} can't be asked {command}: {error}") from error
 
     async def detach(self) -> None:
         """Close the connection; what happens to it then is of no interest any more."""
