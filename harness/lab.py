@@ -49,6 +49,9 @@ __all__ = ["Lab", "LabSettings"]
 NIC = "net0"
 MANAGEMENT_NIC = "mgmt0"
 PEER_PORT = "sw-peer"
+TCG_CPU = "qemu64,+rdrand"
+"""Without rdrand a cold guest waits for the kernel's randomness before SSH answers."""
+KERNEL_ARGUMENTS = ("console=ttyS0", "quiet", "panic=1", "cryptomgr.notests")
 
 
 class LabSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,9 +85,9 @@ class LabSettings(msgspec.Struct, frozen=True, kw_only=True):
             nics.append(NicSpec(id=MANAGEMENT_NIC, mac=addresses.management_mac))
         return MachineSpec(
             name=name, argv_prefix=qemu.argv_prefix, data_dirs=qemu.data_dirs, accelerator=self.accelerator,
-            machine=self.machine, cpu=self.cpu or ("host" if self.accelerator == "kvm" else "qemu64"),
+            machine=self.machine, cpu=self.cpu or ("host" if self.accelerator == "kvm" else TCG_CPU),
             memory_mib=parse_size(self.memory) >> 20, vcpus=self.vcpus, kernel=str(self.image.kernel),
-            initrd=str(self.image.initrd), append=("console=ttyS0", "quiet", "panic=1", "reboot=t"), nics=tuple(nics),
+            initrd=str(self.image.initrd), append=KERNEL_ARGUMENTS, nics=tuple(nics),
         )  # fmt: skip
 
 
