@@ -32,6 +32,7 @@ from harness.model.streams import UdpStream
 from harness.store.analyze import Analysis, analyze_run
 from harness.store.frames import write_frames
 from harness.store.rundir import RunDirectory
+from harness.traffic.endpoint import queue_drops
 from harness.traffic.udp import UdpTraffic
 from harness.vm.trace import trace_events
 
@@ -52,6 +53,7 @@ class Recording:
         self._captures = CaptureSet()
         self._ports: dict[str, Port] = {}
         self._before: dict[str, PortCounters] = {}
+        self._queue_drops: dict[str, int] = {}
         self._streams: list[UdpStream] = []
         self._migrations: list[MigrationFacts] = []
         self._summaries: list[dict[str, Any]] = []
@@ -67,6 +69,7 @@ class Recording:
             raise TestbedError("the lab was not started")
         await recording._watch("peer", lab.peer_port)
         await recording._watch("source", lab.mobile_side.port)
+        recording._queue_drops = {name: await queue_drops(end) for name, end in lab.endpoints.items()}
         return recording
 
     async def _watch(self, name: str, port: Port) -> None:
@@ -190,6 +193,10 @@ class Recording:
                 after = await self._lab.network.counters(port)
                 count = after.tx_dropped - self._before[name].tx_dropped
                 self._counters.append(CounterFacts(name=f"{port.name} tx_dropped", place=place, direction=direction, count=count))
+        for name, end in self._lab.endpoints.items():
+            place, direction = ("guest", "from-guest") if name == "mobile" else ("peer", "to-guest")
+            count = await queue_drops(end) - self._queue_drops[name]
+            self._counters.append(CounterFacts(name=f"{name}'s queue", place=place, direction=direction, count=count))
         streams = {stream.id: stream for stream in self._streams}
         for summary in self._summaries:
             for entry in summary["streams"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shlex
 import signal
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from harness.host.deadline import Deadline
 from harness.host.warden import SCRATCH, Process, Warden
 from harness.vm.agent import GuestAgent
 
-__all__ = ["Endpoint", "GuestEndpoint", "NamespaceEndpoint", "Running"]
+__all__ = ["Endpoint", "GuestEndpoint", "NamespaceEndpoint", "Running", "queue_drops"]
 
 
 class Running(Protocol):
@@ -147,3 +148,16 @@ class NamespaceEndpoint:
 
         await deadline.poll(ready, awaited=f"the generator at {self.name} to be ready", interval_s=0.002)
         return _InNamespace(self, folder, process)
+
+
+_DROPPED = re.compile(r"\(dropped (\d+),")
+
+
+async def queue_drops(endpoint: Endpoint) -> int:
+    """Packets that the queue of a guest's NIC (its qdisc) dropped so far; 0 for a namespace, whose veth has none."""
+    if not isinstance(endpoint, GuestEndpoint):
+        return 0
+    text = await endpoint.agent.succeed(["tc", "-s", "qdisc", "show", "dev", "eth0"])
+    # The root comes first; with several queues its figure is the sum of theirs.
+    found = _DROPPED.search(text)
+    return int(found[1]) if found is not None else 0
