@@ -17,7 +17,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import IO, Any
 
@@ -52,6 +52,17 @@ PEER_PORT = "sw-peer"
 TCG_CPU = "qemu64,+rdrand"
 """Without rdrand a cold guest waits for the kernel's randomness before SSH answers."""
 KERNEL_ARGUMENTS = ("console=ttyS0", "quiet", "panic=1", "cryptomgr.notests")
+
+
+async def together(*work: Coroutine[Any, Any, Any]) -> None:
+    """Do all at once; when one fails, the others are ended before its error goes on."""
+    tasks = [asyncio.ensure_future(part) for part in work]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class LabSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,14 +147,15 @@ class Lab:
         # The live view begins before the guest runs, so that no frame to it is unseen.
         live = await self._watch(mobile_port)
         self.mobile_side = Side(mobile, mobile_port, live, FrameAccount(mobile, live, network=self.network, port=mobile_port, nic=NIC))
-        await self._bring_up(mobile, mobile_taps, MOBILE, PEER, deadline=deadline)
+        guests = [self._bring_up(mobile, mobile_taps, MOBILE, PEER, deadline=deadline)]
         self.endpoints["mobile"] = GuestEndpoint("mobile", mobile.agent)
         if self.settings.peer is Peer.GUEST:
             self.peer_port, peer_taps = await self._plug("peer")
             peer = self._machine("peer", "peer", self.settings.source, PEER)
             self.peer_machine = peer
-            await self._bring_up(peer, peer_taps, PEER, MOBILE, deadline=deadline)
+            guests.append(self._bring_up(peer, peer_taps, PEER, MOBILE, deadline=deadline))
             self.endpoints["peer"] = GuestEndpoint("peer", peer.agent)
+        await together(*guests)
         await self.settle(deadline=deadline)
         self.figures["ready_s"] = time.monotonic() - began
         self._event("ready", {"cold": self.settings.cold})

@@ -69,7 +69,8 @@ class Recording:
             raise TestbedError("the lab was not started")
         await recording._watch("peer", lab.peer_port)
         await recording._watch("source", lab.mobile_side.port)
-        recording._queue_drops = {name: await queue_drops(end) for name, end in lab.endpoints.items()}
+        drops = await asyncio.gather(*(queue_drops(end) for end in lab.endpoints.values()))
+        recording._queue_drops = dict(zip(lab.endpoints, drops, strict=True))
         return recording
 
     async def _watch(self, name: str, port: Port) -> None:
@@ -193,9 +194,10 @@ class Recording:
                 after = await self._lab.network.counters(port)
                 count = after.tx_dropped - self._before[name].tx_dropped
                 self._counters.append(CounterFacts(name=f"{port.name} tx_dropped", place=place, direction=direction, count=count))
-        for name, end in self._lab.endpoints.items():
+        drops = await asyncio.gather(*(queue_drops(end) for end in self._lab.endpoints.values()))
+        for name, total in zip(self._lab.endpoints, drops, strict=True):
             place, direction = ("guest", "from-guest") if name == "mobile" else ("peer", "to-guest")
-            count = await queue_drops(end) - self._queue_drops[name]
+            count = total - self._queue_drops[name]
             self._counters.append(CounterFacts(name=f"{name}'s queue", place=place, direction=direction, count=count))
         streams = {stream.id: stream for stream in self._streams}
         for summary in self._summaries:

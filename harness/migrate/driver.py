@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
 from harness.capture.live import Injector, LiveFrame
-from harness.errors import MigrationError, SwitchoverError, TestbedError
+from harness.errors import MigrationError, ProcessError, SwitchoverError, TestbedError
 from harness.host.bridge import PortFlags
 from harness.host.deadline import Deadline
 from harness.host.network import Network
@@ -25,6 +25,7 @@ from harness.vm.machine import Machine
 
 __all__ = ["MigrationDriver", "MigrationRecord"]
 
+_SOURCES_WORD_S = 5.0
 _ENDED = frozenset({"completed", "failed", "cancelled"})
 
 
@@ -179,14 +180,28 @@ class MigrationDriver:
         await self._mechanism.before_continue(self._context, stop_ns=stop_ns)
         await qmp.command("migrate-continue", state="pre-switchover")
 
-    async def _unless_dead(self, work: Any) -> str:
-        """Await `work`, unless one of the two machines dies first."""
-        source, destination = self._source.machine, self._destination.machine
-        status: str = await source.unless_ended(
-            destination.unless_ended(work, what="the destination died in the migration"),
-            what="the source died in the migration",
-        )
-        return status
+    async def _unless_dead(self, work: Coroutine[Any, Any, str]) -> str:
+        """Await `work`, unless one of the two machines dies first.
+
+        A destination that ends because the migration did (it was cancelled, or failed) may be seen to before the source says so: the
+        source's word, if it comes soon, tells more.
+        """
+        task = asyncio.ensure_future(work)
+        try:
+            return str(await self._source.machine.unless_ended(
+                self._destination.machine.unless_ended(asyncio.shield(task), what="the destination died in the migration"),
+                what="the source died in the migration",
+            ))
+        except ProcessError:
+            if self._source.machine.process.returncode is not None:
+                raise
+            await asyncio.wait({task}, timeout=_SOURCES_WORD_S)
+            if not task.done():
+                raise
+            return task.result()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     async def _final_info(self, status: str) -> dict[str, Any]:
         """`query-migrate` once its figures are there: they may lag behind the event."""

@@ -79,7 +79,6 @@ class _InGuest:
             if name.endswith(".rec"):
                 content = await self._agent.read_file(f"{self._folder}/{name}", deadline=deadline)
                 await asyncio.to_thread((folder / name).write_bytes, content)
-        await self._agent.shell(f"rm -rf {self._folder}", deadline=deadline)
         return _summary(output, self._endpoint.name)
 
 
