@@ -27,7 +27,7 @@ from harness.vm.machine import Machine
 
 __all__ = ["load_state", "save_state", "warm_key", "warm_state"]
 
-_LAYOUT_VERSION = 1
+_LAYOUT_VERSION = 2
 
 
 def warm_key(spec: MachineSpec, *, qemu_build: str, image_digest: str) -> str:
