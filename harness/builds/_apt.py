@@ -6,6 +6,7 @@ download settings (proxies and the like) - but none of the host's hooks, prefere
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 from collections.abc import Sequence
@@ -18,7 +19,6 @@ from harness.errors import EnvironmentLackError
 __all__ = ["PrivateApt", "Suite", "belongs", "mirrors", "upstream"]
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-_DEFAULT_MIRRORS = ("http://deb.debian.org/debian/", "http://deb.debian.org/debian-security/")
 _RELEASES = r"(?:old)*stable|testing|unstable|sid|buster|bullseye|bookworm|trixie|forky|duke"
 _ARCHIVE = re.compile(rf"(?:{_RELEASES})(?:-updates|-backports|-proposed-updates)?")
 _SECURITY = re.compile(rf"(?:{_RELEASES})-security")
@@ -51,21 +51,23 @@ def belongs(debian_version: str, series: str) -> bool:
 def mirrors() -> tuple[str, str]:
     """The URIs of Debian's archive and of its security archive, as the host's own apt sources have them.
 
-    Debian's public ones where the host's sources name none (an Ubuntu host, for one).
+    A mirror that names no security archive is taken to have it beside the archive, as Debian's own do. Raises
+    `EnvironmentLackError` where the sources name no Debian archive (an Ubuntu host, for one).
     """
-    archive, security = _DEFAULT_MIRRORS
-    try:
+    archive = security = ""
+    with contextlib.suppress(CommandError):
         listing = run(["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages"])
-    except CommandError:
-        return archive, security
-    found_archive = found_security = False
-    for line in listing.splitlines():
-        uri, _, release = line.partition(" ")
-        if not found_archive and _ARCHIVE.fullmatch(release):
-            archive, found_archive = uri, True
-        elif not found_security and _SECURITY.fullmatch(release):
-            security, found_security = uri, True
-    return archive, security
+        for line in listing.splitlines():
+            uri, _, release = line.partition(" ")
+            if not archive and _ARCHIVE.fullmatch(release):
+                archive = uri
+            elif not security and _SECURITY.fullmatch(release):
+                security = uri
+    if not archive:
+        raise EnvironmentLackError(
+            "apt's sources name no Debian archive", hint="add a Debian release to apt's sources, then apt-get update"
+        )
+    return archive, security or f"{archive.rstrip('/')}-security/"
 
 
 class PrivateApt:
