@@ -391,6 +391,7 @@ class Lab:
         await machine.qmp.command("stop")
         await asyncio.sleep(plan.outage_ms / 1000)
         await machine.qmp.command("cont")
+        source.account.suspend("its machine was stopped and went on since the account began")
         stop = self.timeline.find("STOP", source=machine.role, after_ns=began_ns - 1_000_000)
         resume = self.timeline.find("RESUME", source=machine.role, after_ns=began_ns - 1_000_000)
         return MigrationRecord(

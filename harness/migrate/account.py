@@ -88,6 +88,7 @@ class FrameAccount:
         self._filter: ReceiveFilter | None = None
         self._since = 0  # frames from this number on are counted
         self._offset: int | None = None  # (frames that passed since then - buffers used) mod 65536, nothing missing
+        self._suspended: int | None = None
         self._read_before = 0  # the TAP's counter less the number of frames sent to it, in a quiet moment
         self.reason = "its account was never begun"
 
@@ -112,6 +113,15 @@ class FrameAccount:
             if deadline.expired:
                 raise deadline.error("a quiet moment at the guest's TAP", seen=f"{self._tap.count - before} frames in a reading")
             await asyncio.sleep(0.005)
+
+    def suspend(self, reason: str) -> None:
+        """The machine was stopped and goes on: its stop path may have freed a frame, so the account no longer holds."""
+        self._suspended, self._offset, self.reason = self._offset, None, reason
+
+    def continue_without(self, freed: int) -> None:
+        """The suspended account holds after all: so many frames were sent to the TAP and never came to the ring."""
+        if self._suspended is not None:
+            self._offset = (self._suspended + freed) % _INDEX_MODULUS
 
     async def resume_from(self, stop: StopPoint) -> None:
         """Begin the account of a destination: its guest comes with the source's ring, and its TAP is fresh."""

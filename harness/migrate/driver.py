@@ -223,6 +223,8 @@ class MigrationDriver:
             return bool((await source.qmp.command("query-status"))["running"])
 
         await self._deadline.within(10.0).poll(running, awaited="the source to run again")
+        if self._stop_ns is not None:
+            self._source.account.suspend("its machine was stopped and went on since the account began")
         await self._mechanism.aborted(self._context, stop_ns=self._stop_ns)
 
     # -- the end

@@ -42,6 +42,7 @@ UdpFactory = Callable[..., contextlib.AbstractContextManager["Stream"]]
 
 _RUN_S = 180.0
 _DRAIN_S = 0.3
+_SETTLE_S = 10.0
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -206,6 +207,7 @@ class GuestPair:
         if self._recording is None:
             self._directory = RunDirectory.create(self._settings.results, self._scenario.name)
             self._directory.write_scenario(self._scenario)
+            self._loop.run(self.lab.settle(deadline=Deadline(_SETTLE_S)))
             self._recording = self._loop.run(Recording.begin(self.lab, self._directory, scenario=self._scenario))
             self._streams = []
         return self._recording

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.migrate.account import StopPoint, missing_by_lengths
+from harness.migrate.account import FrameAccount, StopPoint, missing_by_lengths
 from harness.vm.virtqueue import ReceiveFilter
 
 HEADER = 12
@@ -53,6 +53,24 @@ def test_a_ring_that_reaches_back_less_than_the_frames_is_enough():
 def test_swallowed_frames_are_those_between_the_guest_and_the_queue():
     assert StopPoint(first_undelivered=10, first_unread=12, used_index=0).swallowed == 2
     assert StopPoint(first_undelivered=10, first_unread=10, used_index=0).swallowed == 0
+
+
+def test_a_freed_frame_that_is_given_back_does_not_count_twice():
+    account = FrameAccount(*(None,) * 2, network=None, port=None, nic="net0")
+    account._offset = 0xFFFF
+    account.suspend("stopped and went on")
+    assert not account.synchronised
+    assert account.reason == "stopped and went on"
+    account.continue_without(2)
+    assert account.synchronised
+    assert account._offset == 1
+
+
+def test_an_account_that_never_held_does_not_come_to_hold():
+    account = FrameAccount(*(None,) * 2, network=None, port=None, nic="net0")
+    account.suspend("stopped and went on")
+    account.continue_without(0)
+    assert not account.synchronised
 
 
 MAC, OTHER, GROUP = bytes.fromhex("525400770002"), bytes.fromhex("525400770009"), bytes.fromhex("01005e000001")

@@ -90,6 +90,7 @@ class TapHandover:
         if stop_ns is None:
             return
         source = context.source
+        source.account.continue_without(len(self._freed))
         to_source = context.injector(source)
         if self._moved:
             self._move_back(context, to_source)
