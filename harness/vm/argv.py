@@ -14,6 +14,11 @@ TRACES = (
     "source_return_path_thread_*",
     "loadvm_state_switchover_ack_needed",
     "loadvm_approve_switchover",
+    "migration_request_switchover_ack*",
+    "slow_migration_*",
+    "virtio_load_phase",
+    "virtio_vmstate_change",
+    "virtio_net_iterative_*",
     "*netpass*",
     "qemu_announce_self_iter",
     "runstate_set",
@@ -115,6 +120,8 @@ def machine_argv(spec: MachineSpec) -> list[str]:
         argv += ["-L", folder]
     for nic in spec.nics:
         argv += _nic_argv(nic, fds[nic.id])
+    if spec.traces:
+        argv += ["-msg", "timestamp=on"]  # without it the log backend writes no times
     for pattern in spec.traces:
         argv += ["-trace", f"enable={pattern}"]
     if spec.incoming:

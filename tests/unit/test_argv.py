@@ -16,7 +16,8 @@ qemu-system-x86_64 -name m0 -no-user-config -nodefaults -display none -machine q
 -kernel /k -append console=ttyS0 quiet -chardev socket,id=qmp,fd=3 -mon chardev=qmp,mode=control
 -chardev socket,id=console,fd=4 -serial chardev:console -device virtio-serial-pci,id=serial0 -chardev socket,id=agent,fd=5
 -device virtserialport,chardev=agent,name=org.qemu.guest_agent.0 -initrd /i -L /fw -netdev tap,id=net0-netdev,fd=16,vhost=off
--device virtio-net-pci,id=net0,netdev=net0-netdev,mac=52:54:00:77:00:02,romfile= -trace enable=runstate_set"""
+-device virtio-net-pci,id=net0,netdev=net0-netdev,mac=52:54:00:77:00:02,romfile= -msg timestamp=on
+-trace enable=runstate_set"""
 
 
 def test_the_command_line_of_a_plain_machine():
