@@ -39,10 +39,10 @@ from harness.model.plan import MigrationPlan
 from harness.model.scenario import DestinationPort, Peer
 from harness.model.units import parse_size
 from harness.traffic.endpoint import Endpoint, GuestEndpoint, NamespaceEndpoint
-from harness.vm.argv import MachineSpec, NicSpec
+from harness.vm.argv import DEFERRED, MachineSpec, NicSpec
 from harness.vm.image import GuestImage
 from harness.vm.machine import Machine, MachineLogs
-from harness.vm.warm import load_state, save_state, warm_state
+from harness.vm.warm import save_state, state_loaded, warm_state
 
 __all__ = ["Lab", "LabSettings"]
 
@@ -92,6 +92,7 @@ class LabSettings(msgspec.Struct, frozen=True, kw_only=True):
     destination_port: DestinationPort = DestinationPort.AT_RESUME
     cold: bool = False
     boot_s: float = 60.0
+    state_uri: str
 
     def spec(self, name: str, qemu: QemuInstall, addresses: Addresses, *, queues: int = 1) -> MachineSpec:
         """The machine that runs a guest with these addresses."""
@@ -212,8 +213,8 @@ class Lab:
 
     def _machine(self, name: str, role: str, qemu: QemuInstall, addresses: Addresses, *, queues: int = 1, incoming: bool = False) -> Machine:
         spec = self.settings.spec(name, qemu, addresses, queues=queues)
-        if incoming or not self.settings.cold:
-            spec = msgspec.structs.replace(spec, incoming=True, paused=not incoming)
+        warm = not incoming and not self.settings.cold
+        spec = msgspec.structs.replace(spec, incoming=DEFERRED if incoming else self.settings.state_uri if warm else None, paused=warm)
         logs = MachineLogs(
             qmp=self._log(f"qmp-{name}.jsonl", "w"), agent=self._log(f"agent-{name}.jsonl", "w"),
             console=self._log(f"console-{name}.log", "wb"),
@@ -258,8 +259,8 @@ class Lab:
                 machine.spec, cache=self.settings.cache, qemu_build=self.settings.source.build_id,
                 image_digest=self.settings.image.digest, boot=lambda path: self._make_warm_state(machine.spec, path),
             )
-            await machine.start(taps, deadline=deadline)
-            await load_state(machine, state, deadline=deadline)
+            await machine.start(taps, deadline=deadline, state=state)
+            await state_loaded(machine, deadline=deadline)
             await machine.qmp.command("cont")
         await self._ready(machine, deadline=deadline)
         await self.configure(machine, own, other, deadline=deadline)
@@ -295,7 +296,7 @@ class Lab:
     async def _make_warm_state(self, spec: MachineSpec, path: Path) -> None:
         """Boot a guest in a lab of its own and save its state."""
         self._progress(f"booting a guest once, to start from its saved state later ({path.stem})")
-        plain = msgspec.structs.replace(spec, name="warm", incoming=False, paused=False)
+        plain = msgspec.structs.replace(spec, name="warm", incoming=None, paused=False)
         async with Warden() as warden, Network(warden) as network:
             await network.start(mtu=self.settings.mtu)
             taps = {nic.id: (await network.add_tap(f"warm-{nic.id}", queues=nic.queues)).fds for nic in spec.nics}

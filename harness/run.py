@@ -30,6 +30,7 @@ from harness.recording import Recording
 from harness.store.rundir import RunDirectory
 from harness.vm.discovery import discover
 from harness.vm.image import GuestImage, build_image, load_image
+from harness.vm.warm import state_uri
 
 __all__ = ["RunOptions", "prepare", "run_scenario"]
 
@@ -61,7 +62,7 @@ async def prepare(scenario: Scenario, *, options: RunOptions, progress: Progress
         cpu=scenario.guest.cpu, peer=scenario.network.peer, mtu=scenario.network.mtu, queues=scenario.network.queues,
         vhost=scenario.network.vhost, management=scenario.guest.management,
         static_neighbours=scenario.network.static_neighbours, destination_port=scenario.network.destination_port,
-        cold=options.cold,
+        cold=options.cold, state_uri=state_uri(features[0]),
     )  # fmt: skip
 
 

@@ -6,7 +6,9 @@ from enum import IntEnum
 
 import msgspec
 
-__all__ = ["Descriptor", "MachineSpec", "NicSpec", "machine_argv"]
+__all__ = ["DEFERRED", "Descriptor", "MachineSpec", "NicSpec", "machine_argv"]
+
+DEFERRED = "defer"
 
 TRACES = (
     "vmstate_downtime_*",
@@ -32,6 +34,7 @@ class Descriptor(IntEnum):
     QMP = 3
     CONSOLE = 4
     AGENT = 5
+    STATE = 6
     TAP = 16
 
 
@@ -47,7 +50,10 @@ class NicSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything the command line depends on. `argv_prefix` starts the binary; `data_dirs` are firmware folders."""
+    """Everything the command line depends on. `argv_prefix` starts the binary; `data_dirs` are firmware folders.
+
+    `incoming`: where the guest comes from: `DEFERRED` until the monitor says it, or a saved state (`harness.vm.warm.state_uri`).
+    """
 
     name: str
     argv_prefix: tuple[str, ...]
@@ -61,7 +67,7 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     initrd: str | None = None
     append: tuple[str, ...] = ()
     nics: tuple[NicSpec, ...] = ()
-    incoming: bool = False
+    incoming: str | None = None
     paused: bool = False
     traces: tuple[str, ...] = TRACES
     extra: tuple[str, ...] = ()
@@ -125,7 +131,7 @@ def machine_argv(spec: MachineSpec) -> list[str]:
     for pattern in spec.traces:
         argv += ["-trace", f"enable={pattern}"]
     if spec.incoming:
-        argv += ["-incoming", "defer"]
+        argv += ["-incoming", spec.incoming]
     if spec.paused:
         argv += ["-S"]
     return [*argv, *spec.extra]

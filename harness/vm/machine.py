@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -63,8 +64,10 @@ class Machine:
     def argv(self) -> list[str]:
         return machine_argv(self.spec)
 
-    async def start(self, taps: Mapping[str, Sequence[int]], *, deadline: Deadline) -> None:
+    async def start(self, taps: Mapping[str, Sequence[int]], *, deadline: Deadline, state: Path | None = None) -> None:
         """Start QEMU with the given TAP queues (NIC id -> descriptors) and connect to it.
+
+        `state`: the file that the machine begins with, read through the descriptor `STATE`.
 
         `ProcessError` with QEMU's own words when it doesn't come up.
         """
@@ -78,7 +81,10 @@ class Machine:
         for nic, numbers in tap_descriptors(self.spec).items():
             passed.update(zip(numbers, taps[nic], strict=True))
         try:
-            self._process = await self._warden.spawn(self.spec.name, self.argv, fds=passed)
+            with contextlib.ExitStack() as files:
+                if state is not None:
+                    passed[int(Descriptor.STATE)] = files.enter_context(state.open("rb")).fileno()
+                self._process = await self._warden.spawn(self.spec.name, self.argv, fds=passed)
         finally:
             for end in theirs:
                 end.close()

@@ -22,17 +22,18 @@ import msgspec
 
 from harness.errors import TestbedError
 from harness.host.deadline import Deadline
-from harness.vm.argv import MachineSpec, machine_argv
+from harness.vm.argv import Descriptor, MachineSpec, machine_argv
+from harness.vm.discovery import Features
 from harness.vm.machine import Machine
 
-__all__ = ["load_state", "save_state", "warm_key", "warm_state"]
+__all__ = ["save_state", "state_loaded", "state_uri", "warm_key", "warm_state"]
 
 _LAYOUT_VERSION = 2
 
 
 def warm_key(spec: MachineSpec, *, qemu_build: str, image_digest: str) -> str:
     """Digest of everything that the state of a booted guest depends on."""
-    plain = msgspec.structs.replace(spec, name="warm", incoming=False, paused=False, traces=())
+    plain = msgspec.structs.replace(spec, name="warm", incoming=None, paused=False, traces=())
     cpu = platform.processor() or platform.machine()
     if spec.accelerator.startswith("kvm"):
         cpu = _host_cpu()
@@ -90,9 +91,14 @@ async def save_state(machine: Machine, path: Path, *, deadline: Deadline) -> Non
         os.fsync(file.fileno())
 
 
-async def load_state(machine: Machine, path: Path, *, deadline: Deadline) -> None:
-    """Load a state into a machine started with `-incoming defer -S`; the guest does not run yet."""
-    await machine.qmp.command("migrate-incoming", uri=f"exec:cat {shlex.quote(str(path))}")
+def state_uri(features: Features) -> str:
+    """How a QEMU takes its state from the descriptor that it inherits: `file:` where it is known, which newer ones insist on."""
+    inherited = int(Descriptor.STATE)
+    return f"file:/proc/self/fd/{inherited}" if features.has("capability:mapped-ram") else f"fd:{inherited}"
+
+
+async def state_loaded(machine: Machine, *, deadline: Deadline) -> None:
+    """Wait until a machine that was started with a state (and `-S`) has it; the guest does not run yet."""
     await _until_migrated(machine, deadline=deadline, what="the guest's state to be loaded")
 
 

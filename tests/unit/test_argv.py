@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from harness.vm.argv import Descriptor, MachineSpec, NicSpec, machine_argv, tap_descriptors
+from harness.vm.argv import DEFERRED, Descriptor, MachineSpec, NicSpec, machine_argv, tap_descriptors
 
 SPEC = MachineSpec(
     name="m0", argv_prefix=("qemu-system-x86_64",), data_dirs=("/fw",), accelerator="tcg", kernel="/k", initrd="/i",
@@ -25,7 +25,7 @@ def test_the_command_line_of_a_plain_machine():
 
 
 def test_an_incoming_machine_differs_in_two_words():
-    incoming = machine_argv(msgspec.structs.replace(SPEC, incoming=True, paused=True))
+    incoming = machine_argv(msgspec.structs.replace(SPEC, incoming=DEFERRED, paused=True))
     assert incoming == [*machine_argv(SPEC), "-incoming", "defer", "-S"]
 
 
