@@ -232,8 +232,13 @@ def qemu_fetch(version: Annotated[str, typer.Argument(help="7.2, 10.0 or 11.1")]
 def qemu_build(
     name: Annotated[str, typer.Argument(help='A name of your choice; "reference" is our own series on Debian\'s source.')],
     source: Annotated[str, typer.Option("--source", help="debian, a git URL, a tarball or a folder.")] = "debian",
-    series: Annotated[list[Path] | None, typer.Option("--series", help="Patch files, folders or mailboxes, in order.")] = None,
+    series: Annotated[
+        list[str] | None, typer.Option("--series", help="Patch files, folders, mailboxes or message ids, in order.")
+    ] = None,
     option: Annotated[list[str] | None, typer.Option("--option", help="An option for QEMU's configure.")] = None,
+    minimal: Annotated[
+        bool, typer.Option("--minimal/--no-minimal", help="--no-minimal: the given options are the whole configuration.")
+    ] = True,
     jobs: Annotated[int | None, typer.Option("--jobs", min=1)] = None,
 ) -> None:
     """Build a QEMU from source with patch series."""
@@ -241,7 +246,8 @@ def qemu_build(
 
     with reporting() as progress:
         qemu = build(
-            name, source=source, series=series or [], options=option or [], cache=cache_dir(), progress=progress, jobs=jobs
+            name, source=source, series=series or [], options=option or [], minimal=minimal, cache=cache_dir(),
+            progress=progress, jobs=jobs,
         )
     print(f"{qemu.name}: QEMU {qemu.version} ({qemu.path})")
 

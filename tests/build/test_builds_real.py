@@ -1,6 +1,6 @@
 """Real fetches and builds: minutes, the network and the compiler. `SWITCHOVER_TEST_CACHE` keeps the cache for a repeat.
 
-    pytest tests/build
+    pytest tests/build -m nightly
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ def boots(install: QemuInstall, kernel: Path) -> str:
     return answer.stdout
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("version", FETCHABLE)
 def test_a_fetched_qemu_boots_a_kernel_and_touches_nothing_of_the_host(cache, kernel, version):
     before = host_state()
@@ -111,6 +112,7 @@ def timed(name: str, cache: Path, **arguments: object) -> tuple[QemuInstall, flo
         - cpu.children_system
 
 
+@pytest.mark.nightly
 def test_the_reference_builds_without_warnings_and_boots(cache, kernel, capsys):
     install, wall_s, cpu_s = timed("reference", cache)
     with capsys.disabled():
@@ -129,6 +131,7 @@ def test_the_reference_builds_without_warnings_and_boots(cache, kernel, capsys):
     assert {"filter-buffer", "filter-redirector", "filter-mirror"} <= set(objects)
 
 
+@pytest.mark.nightly
 def test_one_changed_file_is_compiled_alone(cache, tmp_path, capsys):
     patch = tmp_path / "a.patch"
     patch.write_text(PATCH.format(words="one"))
@@ -143,6 +146,7 @@ def test_one_changed_file_is_compiled_alone(cache, tmp_path, capsys):
     assert cpu_s < 30
 
 
+@pytest.mark.nightly
 def test_a_rebuild_needs_no_network(cache, tmp_path, monkeypatch):
     build("first", cache=cache)
 
@@ -158,6 +162,7 @@ def test_a_rebuild_needs_no_network(cache, tmp_path, monkeypatch):
         assert build("first", cache=cache).version.startswith("10.0.")
 
 
+@pytest.mark.nightly
 def test_a_missing_library_is_named_with_its_package(cache):
     if subprocess.run(["pkg-config", "--exists", "libnfs"], check=False).returncode == 0:
         pytest.skip("this host has libnfs: nothing is missing")
