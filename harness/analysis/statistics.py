@@ -80,6 +80,32 @@ def compare(a: Sequence[float], b: Sequence[float], *, resolution: float, confid
     )
 
 
+def paired_difference(
+    a: Sequence[float], b: Sequence[float], *, resolution: float, confidence: float = 0.95
+) -> tuple[Median, Change]:
+    """The median of `b` less `a` by pairs, and what it may be called; as `compare`."""
+    found = compare(a, b, resolution=resolution, confidence=confidence)
+    return found.difference, found.change
+
+
+def unpaired_difference(
+    a: Sequence[float], b: Sequence[float], *, resolution: float, confidence: float = 0.95
+) -> tuple[Median, Change]:
+    """The median of `b` less that of `a`, for series that were not measured by turns; their lengths may differ."""
+    first, second = (np.asarray(each, dtype=np.float64) for each in (a, b))
+    if not first.size or not second.size or not (np.isfinite(first).all() and np.isfinite(second).all()):
+        raise ValueError("a difference needs values on both sides, all of them finite")
+    low = high = None
+    count = min(first.size, second.size)
+    if count >= FEWEST:
+        tail = (1 - confidence) / 2 * 100
+        resampled = _resampled_medians(second, seed=_SEED + 1) - _resampled_medians(first)
+        low, high = (float(each) for each in np.percentile(resampled, (tail, 100 - tail)))
+    middle = float(np.median(second) - np.median(first))
+    found = Median(median=middle, low=low, high=high, count=count, confidence=confidence)
+    return found, _judge(found, resolution)
+
+
 def _judge(difference: Median, resolution: float) -> Change:
     low, high = difference.low, difference.high
     if low is None or high is None:
@@ -93,8 +119,8 @@ def _judge(difference: Median, resolution: float) -> Change:
     return Change.INCONCLUSIVE
 
 
-def _resampled_medians(data: NDArray[np.float64]) -> NDArray[np.float64]:
-    random = np.random.default_rng(_SEED)
+def _resampled_medians(data: NDArray[np.float64], *, seed: int = _SEED) -> NDArray[np.float64]:
+    random = np.random.default_rng(seed)
     found = []
     at_once = max(_ROWS_AT_ONCE // data.size, 1)
     for start in range(0, _RESAMPLES, at_once):

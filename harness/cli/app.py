@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -76,6 +76,13 @@ def _exit_code(results: list[RunResult]) -> int:
     return 0
 
 
+def _failed(failures: Sequence[str]) -> int:
+    """Name runs of a campaign that could not be made; the exit code that they ask for."""
+    for text in failures:
+        print(f"switchover: {text}", file=sys.stderr)
+    return EXIT_BROKE if failures else 0
+
+
 @app.command()
 def doctor(json: Json = False) -> None:
     """What this host can do, and what to mend."""
@@ -105,11 +112,11 @@ def run(
     json: Json = False,
 ) -> None:
     """Run scenarios: boot a pair, migrate it under traffic, account for every packet."""
-    from harness.cli.running import run_scenarios
+    from harness.cli.comparing import run_scenarios
     from harness.report.table import campaign_table, run_table
 
     with reporting(quiet=json) as progress:
-        done = _run(
+        done, failures = _run(
             run_scenarios(
                 scenario, settings=settings or [], repeat=repeat, cold=cold, results=_results(results), progress=progress,
             )
@@ -123,17 +130,57 @@ def run(
             print("\n" + campaign_table(found))
         for _, path in done:
             print(f"{path}")
-    raise typer.Exit(_exit_code(found))
+    raise typer.Exit(_failed(failures) or _exit_code(found))
+
+
+@app.command()
+def compare(
+    arms: Annotated[
+        list[str],
+        typer.Argument(help="Scenarios, each with settings of its own if need be; run or campaign directories with --runs.", metavar="SCENARIO[:K=V,...]..."),
+    ],
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Change a key in all arms.", metavar="K=V")] = None,
+    repeat: Annotated[int, typer.Option("--repeat", min=1, help="Rounds: each arm runs once in each.")] = 5,
+    cold: Annotated[bool, typer.Option("--cold", help="Boot the guests instead of starting from a saved state.")] = False,
+    runs: Annotated[bool, typer.Option("--runs", help="Run nothing: compare finished runs, by their directories.")] = False,
+    results: Results = None,
+    json: Json = False,
+) -> None:
+    """Run scenarios by turns (ABAB) and compare each with the first: medians, intervals, counts."""
+    from harness.cli.comparing import compare_arms, report, sound
+    from harness.report.comparison import comparison_table
+    from harness.store.campaigns import campaign_of
+
+    directory: Path | None = None
+    if runs:
+        if settings:
+            raise UsageError("--set changes what is run, and --runs runs nothing", hint="leave one out")
+        campaign = campaign_of([Path(arm) for arm in arms])
+    else:
+        with reporting(quiet=json) as progress:
+            campaign, directory = _run(
+                compare_arms(arms, settings=settings or [], repeat=repeat, cold=cold, results=_results(results), progress=progress)
+            )
+    found = report(campaign, directory=directory)
+    if json:
+        _print_json(found)
+    else:
+        print(comparison_table(found.comparison))
+        if directory is not None:
+            print(f"\n{directory}")
+    if not campaign.runs or found.failures:
+        raise typer.Exit(EXIT_BROKE)
+    raise typer.Exit(0 if sound(campaign) else EXIT_INCONCLUSIVE)
 
 
 @app.command(hidden=True)
 def demo(results: Results = None) -> None:
     """none and tap-handover, interleaved: what `make demo` shows."""
-    from harness.cli.running import run_scenarios
+    from harness.cli.comparing import run_scenarios
     from harness.report.table import campaign_table
 
     with reporting() as progress:
-        done = _run(
+        done, failures = _run(
             run_scenarios(
                 ["udp-none", "udp-tap-handover"], settings=[], repeat=3, cold=False, results=_results(results), progress=progress
             )
@@ -141,7 +188,7 @@ def demo(results: Results = None) -> None:
     print(campaign_table([result for result, _ in done]))
     print(f"\nRun directories: {_results(results)}/")
     # The control is expected to lose packets; only the mechanism's verdict counts here.
-    raise typer.Exit(_exit_code([r for r, _ in done if r.mechanism != "none"]))
+    raise typer.Exit(_failed(failures) or _exit_code([r for r, _ in done if r.mechanism != "none"]))
 
 
 @app.command()

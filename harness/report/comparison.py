@@ -1,0 +1,67 @@
+"""A comparison for a terminal or a mail."""
+
+from __future__ import annotations
+
+from tabulate import tabulate
+
+from harness.analysis.comparison import ArmSummary, Comparison, MetricDifference, MetricSummary
+from harness.analysis.metrics import MAIN, Unit
+
+__all__ = ["comparison_table"]
+
+_TITLES = {
+    "lost": "lost", "duplicated": "dup", "reordered": "reord", "unexplained": "unexplained", "compute_ms": "compute ms",
+    "network_ms": "network ms", "reported_ms": "reported ms", "tcp_stall_ms": "TCP stall ms",
+}  # fmt: skip
+
+
+def comparison_table(comparison: Comparison) -> str:
+    """Each arm's medians with 95 % intervals (counts: median and extremes), then the differences to the first arm."""
+    if not comparison.arms:
+        return "\n".join(["no run was finished", *comparison.notes])
+    shown = [name for name in MAIN if any(name in arm.metrics for arm in comparison.arms)]
+    rows = [
+        [arm.label, str(arm.runs), *(_cell(arm.metrics.get(name)) for name in shown), _remarks(arm)]
+        for arm in comparison.arms
+    ]
+    headers = ["arm", "n", *(_TITLES[name] for name in shown), ""]
+    align = ["left", *["right"] * (len(shown) + 1), "left"]
+    parts = [tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True, colalign=align)]
+    changes = [each for each in comparison.differences if each.metric in shown]
+    if changes:
+        how = "round by round" if changes[0].paired else "of the medians"
+        lines = [[c.b, _TITLES[c.metric], _interval(c), c.change, c.why] for c in changes]
+        heads = [f"against {comparison.arms[0].label}", "", f"difference {how}", "", ""]
+        parts.append(tabulate(lines, headers=heads, tablefmt="simple", disable_numparse=True))
+    parts += [f"note: {note}" for note in comparison.notes]
+    return "\n\n".join(parts)
+
+
+def _remarks(arm: ArmSummary) -> str:
+    remarks = []
+    if arm.failed:
+        remarks.append(f"{arm.failed} failed")
+    if arm.inconclusive:
+        remarks.append(f"{arm.inconclusive} INCONCLUSIVE")
+    return ", ".join(remarks)
+
+
+def _cell(metric: MetricSummary | None) -> str:
+    if metric is None:
+        return "-"
+    middle = metric.median
+    if metric.unit is Unit.PACKETS:
+        if metric.lowest == metric.highest:
+            return f"{middle.median:g}"
+        return f"{middle.median:g} ({metric.lowest:g}..{metric.highest:g})"
+    if middle.low is None or middle.high is None:
+        return f"{middle.median:.1f}"
+    return f"{middle.median:.1f} [{middle.low:.1f}, {middle.high:.1f}]"
+
+
+def _interval(change: MetricDifference) -> str:
+    found, digits = change.difference, 1 if change.unit is Unit.MS else 0
+    text = f"{found.median:+.{digits}f} {change.unit}"
+    if found.low is not None and found.high is not None:
+        text += f" [{found.low:+.{digits}f}, {found.high:+.{digits}f}]"
+    return text

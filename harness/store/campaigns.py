@@ -1,0 +1,136 @@
+"""Campaign directories, and campaigns put together from finished runs.
+
+A campaign's folder holds `campaign.json` and the run directories of its runs. campaign.json is written anew, atomically,
+after each run: a campaign that was cut short reads as the part that was done.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from harness.errors import TestbedError, UsageError
+from harness.model.campaign import Arm, ArmFacts, Campaign, CampaignFacts, Trial, TrialFacts
+from harness.model.result import RunResult
+from harness.store.rundir import RunDirectory
+
+__all__ = ["CampaignDirectory", "campaign_of"]
+
+_FILE = "campaign.json"
+
+
+class CampaignDirectory:
+    """One campaign's folder, for writing (`create`) or reading (`open`)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, results: Path) -> CampaignDirectory:
+        """A fresh folder below `results`."""
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+        path = results / f"{stamp}-campaign-{secrets.token_hex(3)}"
+        try:
+            path.mkdir(parents=True)
+        except OSError as error:
+            raise TestbedError(
+                f"results can't be written to {results}: {error.strerror}", hint="choose another folder with --results"
+            ) from error
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> CampaignDirectory:
+        if not (path / _FILE).is_file():
+            raise UsageError(f"{path} is no campaign: it has no {_FILE}")
+        return cls(path)
+
+    def save(self, campaign: Campaign, *, arms: Sequence[tuple[str, Sequence[str]]], repeat: int) -> None:
+        """Write campaign.json; `arms` are the scenario and the settings of each arm."""
+        facts = CampaignFacts(
+            campaign_id=self.path.name, repeat=repeat, calibration=msgspec.to_builtins(campaign.calibration),
+            arms=tuple(
+                ArmFacts(
+                    label=arm.label, scenario=scenario, settings=tuple(settings),
+                    trials=tuple(TrialFacts(round=t.round, run=_relative(t.directory), error=t.error) for t in arm.trials),
+                )
+                for arm, (scenario, settings) in zip(campaign.arms, arms, strict=True)
+            ),
+        )  # fmt: skip
+        target = self.path / _FILE
+        fresh = target.with_name(f".{_FILE}.new")
+        try:
+            fresh.write_bytes(msgspec.json.format(msgspec.json.encode(facts), indent=2) + b"\n")
+            fresh.replace(target)
+        except OSError as error:
+            raise TestbedError(f"{target} can't be written: {error.strerror}") from error
+
+    def facts(self) -> CampaignFacts:
+        """campaign.json; `UsageError` for a newer schema or a broken file."""
+        path = self.path / _FILE
+        try:
+            raw = path.read_bytes()
+            version = msgspec.json.decode(raw, type=dict[str, Any]).get("schema_version")
+            if version != 1:
+                raise UsageError(
+                    f"{path} has schema version {version}, this program reads 1", hint="use the switchover that made it"
+                )
+            return msgspec.json.decode(raw, type=CampaignFacts)
+        except OSError as error:
+            raise UsageError(f"{path} can't be read: {error.strerror}") from error
+        except msgspec.MsgspecError as error:
+            raise UsageError(f"{path} is damaged: {error}") from error
+
+    def load(self) -> Campaign:
+        """The campaign with the results of its runs as their folders have them."""
+        facts = self.facts()
+        arms = []
+        for arm in facts.arms:
+            trials = [
+                Trial(round=t.round, error=t.error) if t.run is None
+                else Trial(round=t.round, directory=str(self.path / t.run), result=RunDirectory.open(self.path / t.run).result())
+                for t in arm.trials
+            ]  # fmt: skip
+            arms.append(Arm(label=arm.label, trials=tuple(trials)))
+        return Campaign(arms=tuple(arms), calibration=facts.calibration)
+
+
+def _relative(directory: str | None) -> str | None:
+    return None if directory is None else Path(directory).name
+
+
+def campaign_of(paths: Sequence[Path]) -> Campaign:
+    """One campaign from run and campaign directories.
+
+    A single campaign directory is taken as it is. Everything else is grouped by what was run (scenario with all its
+    settings, QEMU builds, guest kernel and image, accelerator), in the order given; such runs were not made by turns.
+    """
+    if len(paths) == 1 and (paths[0] / _FILE).is_file():
+        return CampaignDirectory(paths[0]).load()
+    groups: dict[bytes, list[tuple[RunResult, Path]]] = {}
+    for path in paths:
+        if (path / _FILE).is_file():
+            loaded = CampaignDirectory(path).load()
+            found = [(t.result, Path(t.directory or "")) for arm in loaded.arms for t in arm.trials if t.result is not None]
+        else:
+            found = [(RunDirectory.open(path).result(), path)]
+        for result, where in found:
+            groups.setdefault(_identity(result), []).append((result, where))
+    labels: list[str] = []
+    for runs in groups.values():
+        name = runs[0][0].scenario.name
+        taken = sum(1 for label in labels if label == name or label.startswith(f"{name} #"))
+        labels.append(f"{name} #{taken + 1}" if taken else name)
+    arms = tuple(
+        Arm(label=label, trials=tuple(Trial(round=n, result=r, directory=str(p)) for n, (r, p) in enumerate(runs)))
+        for label, runs in zip(labels, groups.values(), strict=True)
+    )
+    return Campaign(arms=arms, interleaved=False)
+
+
+def _identity(result: RunResult) -> bytes:
+    return msgspec.json.encode((result.scenario, result.qemu, result.guest, result.accelerator), order="deterministic")

@@ -1,0 +1,241 @@
+"""Campaigns: the order of runs, what a failing run costs, what is kept, and what a comparison may claim."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from harness.analysis.comparison import compare_campaign
+from harness.analysis.metrics import readings
+from harness.analysis.statistics import Change
+from harness.campaign import CampaignPlan, plan_campaign, run_campaign
+from harness.errors import FeatureLackError, TestbedError, UsageError
+from harness.model.campaign import Arm, Campaign, Trial, label_arms, split_arm
+from harness.model.result import (
+    Downtimes,
+    Figure,
+    GuestIdentity,
+    LedgerClasses,
+    Outcome,
+    QemuIdentity,
+    QemuPair,
+    RunResult,
+    StreamResult,
+    Verdict,
+)
+from harness.model.scenario import Scenario
+from harness.report.comparison import comparison_table
+from harness.run import RunOptions
+from harness.store.campaigns import CampaignDirectory, campaign_of
+
+
+def result(name: str = "x", *, lost: int = 0, compute_ms: float | None = 150.0, accelerator: str = "tcg", **more: Any) -> RunResult:
+    qemu = QemuIdentity(name="system", version="7.2", build="x")
+    ledger = LedgerClasses(
+        delivered=100 - lost, stranded_at_source=lost, dropped_by_host=0, lost_in_qemu=0, dropped_by_guest=0, lost_on_return=0,
+        unexplained=0,
+    )  # fmt: skip
+    stream = StreamResult(
+        name="udp", kind="udp", direction="to-guest", sent=100, delivered=100 - lost, lost=lost, passed=0, late=0, duplicated=0,
+        reordered=0, longest_gap_ms=5.5, network_downtime_ms=compute_ms, sent_late_max_ms=0.0, outages=(), latency_ms=None,
+        ledger=ledger, lost_by_phase={},
+    )  # fmt: skip
+    values: dict[str, Any] = {
+        "run_id": "r", "scenario": Scenario(name=name), "outcome": Outcome.COMPLETED, "verdict": Verdict.NO_BASELINE,
+        "accelerator": accelerator, "host": {}, "qemu": QemuPair(source=qemu, destination=qemu),
+        "guest": GuestIdentity(kernel="k", image="i"), "mechanism": "none", "phases": (), "streams": (stream,),
+        "downtime": Downtimes(
+            compute_ms=Figure(value=compute_ms, resolution_ms=0.5), network_ms=Figure(value=compute_ms, resolution_ms=1.0),
+            reported_ms=Figure(value=None, resolution_ms=1.0),
+        ),
+    }  # fmt: skip
+    return RunResult(**(values | more))
+
+
+def arm(label: str, results: Sequence[RunResult | None]) -> Arm:
+    return Arm(label=label, trials=tuple(Trial(round=n, result=r, error=None if r else "broke") for n, r in enumerate(results)))
+
+
+class Fake:
+    """Runs nothing: keeps the order, writes a run directory's result, and fails where it is told to."""
+
+    def __init__(self, *, failing: Sequence[int] = (), error: BaseException | None = None) -> None:
+        self.ran: list[str] = []
+        self.failing, self.error = failing, error or TestbedError("the guest was not ready")
+
+    async def prepare(self, scenario: Scenario, *, options: RunOptions, progress: Any) -> None:
+        self.ran.append(f"prepare {scenario.name}")
+
+    async def run(self, scenario: Scenario, *, options: RunOptions, progress: Any) -> tuple[RunResult, Path]:
+        number = sum(not entry.startswith("prepare") for entry in self.ran)
+        self.ran.append(scenario.name)
+        if number in self.failing:
+            raise self.error
+        path = options.results / f"run-{number}"
+        path.mkdir(parents=True)
+        found = result(scenario.name, lost=number, run_id=path.name, scenario=scenario)
+        (path / "result.json").write_bytes(msgspec.json.encode(found))
+        (path / "run.json").write_text("{}")
+        return found, path
+
+
+def planned(*names: str, repeat: int) -> CampaignPlan:
+    return plan_campaign([split_arm(name) for name in names], labels=label_arms(names), repeat=repeat)
+
+
+def options(tmp_path: Path) -> RunOptions:
+    return RunOptions(results=tmp_path, cache=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("udp-none", ("udp-none", ())),
+        ("./a:b.toml", ("./a:b.toml", ())),
+        ("udp-netpass:qemu.source=reference", ("udp-netpass", ("qemu.source=reference",))),
+        ("a:x=1,y.z=[1, 2],w=a:b", ("a", ("x=1", "y.z=[1, 2]", "w=a:b"))),
+        ('a:expect."downtime.compute_ms"="< 3,4"', ("a", ('expect."downtime.compute_ms"="< 3,4"',))),
+    ],
+)
+def test_an_arm_is_a_scenario_with_settings_of_its_own(text, expected):
+    assert split_arm(text) == expected
+
+
+def test_an_arm_without_a_scenario_is_refused():
+    with pytest.raises(UsageError, match="names no scenario"):
+        split_arm(":qemu.source=reference")
+
+
+def test_arms_are_told_apart_also_when_they_are_the_same():
+    assert label_arms(["a", "b", "a", "a"]) == ("a", "b", "a #2", "a #3")
+
+
+def test_settings_of_all_come_before_those_of_one():
+    plan = plan_campaign([split_arm("udp-none:migration.hold_ms=70"), split_arm("udp-none")], settings=["migration.hold_ms=90"], repeat=1)
+    assert [each.scenario.migration.hold_ms for each in plan.arms] == [70, 90]
+
+
+def test_runs_are_interleaved_and_checked_before_the_first(tmp_path):
+    fake = Fake()
+    asyncio.run(run_campaign(planned("udp-none", "null", repeat=2), options=options(tmp_path), progress=print, runner=fake))
+    assert fake.ran == ["prepare udp-none", "prepare null", "udp-none", "null", "udp-none", "null"]
+
+
+@pytest.mark.parametrize("error", [TestbedError("the guest was not ready"), ZeroDivisionError("a defect")])
+def test_a_failing_run_costs_no_other(tmp_path, error):
+    fake = Fake(failing=[1], error=error)
+    directory = CampaignDirectory.create(tmp_path)
+    work = run_campaign(
+        planned("udp-none", "null", repeat=3), options=options(directory.path), progress=print, runner=fake, directory=directory
+    )
+    campaign = asyncio.run(work)
+    assert [len(each.runs) for each in campaign.arms] == [3, 2]
+    assert str(error) in campaign.arms[1].failures[0]
+    assert list(campaign.arms[1].by_round()) == [1, 2]
+    assert directory.load() == campaign_of([directory.path]) == campaign
+
+
+def test_an_arm_that_always_fails_is_given_up(tmp_path):
+    fake = Fake(failing=range(0, 20, 2))
+    campaign = asyncio.run(run_campaign(planned("udp-none", "null", repeat=10), options=options(tmp_path), progress=print, runner=fake))
+    assert len(campaign.arms[0].failures) == 3
+    assert len(campaign.arms[1].trials) == 10
+
+
+def test_the_failure_of_a_single_run_is_raised_as_it_is(tmp_path):
+    fake = Fake(failing=[0], error=FeatureLackError("no netpass"))
+    with pytest.raises(FeatureLackError):
+        asyncio.run(run_campaign(planned("null", repeat=1), options=options(tmp_path), progress=print, runner=fake))
+
+
+def test_a_campaign_that_was_cut_short_is_read_as_what_was_done(tmp_path):
+    fake = Fake(failing=[3], error=asyncio.CancelledError())
+    directory = CampaignDirectory.create(tmp_path)
+    plan = planned("udp-none", "null", repeat=3)
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(run_campaign(plan, options=options(directory.path), progress=print, runner=fake, directory=directory))
+    assert [len(each.runs) for each in directory.load().arms] == [2, 1]
+
+
+def test_finished_runs_are_grouped_by_what_was_run(tmp_path):
+    fake = Fake()
+    names = ("udp-none", "udp-none:migration.hold_ms=70", "udp-none")
+    campaign = asyncio.run(run_campaign(planned(*names, repeat=2), options=options(tmp_path), progress=print, runner=fake))
+    paths = [Path(trial.directory or "") for each in campaign.arms for trial in each.trials]
+    found = campaign_of(paths)
+    assert [(each.label, len(each.runs)) for each in found.arms] == [("udp-none", 4), ("udp-none #2", 2)]
+    assert not found.interleaved
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [('{"schema_version": 2}', "schema version 2"), ("{", "damaged"), ('{"schema_version": 1}', "damaged"), ("[]", "damaged")],
+)
+def test_a_newer_or_damaged_campaign_is_refused(tmp_path, content, complaint):
+    (tmp_path / "campaign.json").write_text(content)
+    with pytest.raises(UsageError, match=complaint):
+        campaign_of([tmp_path])
+
+
+# -- what is claimed
+
+
+def differences(campaign: Campaign, **more: Any) -> dict[str, Change]:
+    return {each.metric: each.change for each in compare_campaign(campaign, **more).differences}
+
+
+def test_a_difference_is_claimed_when_its_interval_leaves_the_resolution_behind():
+    first, second = (arm(n, [result(lost=k, compute_ms=ms) for k in range(200, 206)]) for n, ms in (("a", 150.0), ("b", 150.4)))
+    worse = arm("c", [result(lost=0, compute_ms=160.0 + n / 10) for n in range(6)])
+    assert differences(Campaign(arms=(first, second)))["compute_ms"] is Change.UNCHANGED
+    found = differences(Campaign(arms=(first, worse)))
+    assert found["compute_ms"] is Change.REGRESSED
+    assert found["lost"] is Change.IMPROVED
+
+
+def test_nothing_is_claimed_below_what_the_calibration_showed():
+    first, second = (arm(n, [result(compute_ms=ms)] * 6) for n, ms in (("a", 150.0), ("b", 153.0)))
+    campaign = Campaign(arms=(first, second))
+    assert differences(campaign)["network_ms"] is Change.REGRESSED
+    calibrated = differences(campaign, resolutions={"network_ms": 3.5})
+    assert calibrated["network_ms"] is calibrated["streams.udp.network_ms"] is Change.UNCHANGED
+
+
+def test_few_runs_are_inconclusive_and_say_so():
+    first, second = (arm(n, [result(lost=k)] * 4) for n, k in (("a", 0), ("b", 99)))
+    (lost,) = [each for each in compare_campaign(Campaign(arms=(first, second))).differences if each.metric == "lost"]
+    assert (lost.change, lost.why) == (Change.INCONCLUSIVE, "4 runs are too few")
+
+
+def test_a_run_that_failed_takes_its_round_out_of_the_pairs():
+    first = arm("a", [result(lost=k) for k in (10, 20, 30, 40, 50, 60)])
+    second = arm("b", [result(lost=11), None, *(result(lost=k) for k in (31, 41, 51, 61))])
+    comparison = compare_campaign(Campaign(arms=(first, second)))
+    (lost,) = [each for each in comparison.differences if each.metric == "lost"]
+    assert (lost.difference.median, lost.difference.count, lost.paired) == (1, 5, True)
+    assert comparison.notes == ("b: broke",)
+    assert "1 failed" in comparison_table(comparison)
+
+
+def test_timings_of_two_accelerators_are_never_compared():
+    campaign = Campaign(arms=(arm("a", [result()] * 6), arm("b", [result(accelerator="kvm", lost=5)] * 6)))
+    found = differences(campaign)
+    assert found["lost"] is Change.REGRESSED
+    assert not [name for name in found if name.endswith("_ms")]
+
+
+def test_tcp_stalls_are_read_and_a_figure_that_is_missing_is_none():
+    found = readings(result(compute_ms=None, tcp=({"name": "bulk", "longest_stall_ms": 201.5}, {"longest_stall_ms": 7})))
+    assert found["tcp_stall_ms"].value == 201.5
+    assert found["compute_ms"].value is None
+
+
+def test_the_table_shows_counts_as_counts_and_no_figure_that_nobody_has():
+    table = comparison_table(compare_campaign(Campaign(arms=(arm("a", [result(lost=k) for k in (3, 1, 2)]),))))
+    assert "2 (1..3)" in table
+    assert "reported" not in table
