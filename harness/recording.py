@@ -108,10 +108,12 @@ class Recording:
             await self._watch("destination", port)
 
         began, began_ns = time.monotonic(), time.time_ns()
+        source, known = self._lab.mobile.spec.name, len(self._lab.machines)
         record = await self._lab.migrate(plan, deadline=deadline, capture=capture)
         self.figures["migration_s"] = time.monotonic() - began
         self.notes += record.notes
-        self._migrations.append(self._facts_of(record, plan, began_ns))
+        names = (source, *(machine.spec.name for machine in self._lab.machines[known:]))
+        self._migrations.append(self._facts_of(record, plan, began_ns, names))
         return record
 
     # -- the end
@@ -157,7 +159,7 @@ class Recording:
             for name, summary in summaries.items()
         }  # fmt: skip
 
-    def _facts_of(self, record: MigrationRecord, plan: MigrationPlan, began_ns: int) -> MigrationFacts:
+    def _facts_of(self, record: MigrationRecord, plan: MigrationPlan, began_ns: int, names: tuple[str, ...]) -> MigrationFacts:
         begin = self._lab.timeline.find("migrate", source="harness", after_ns=began_ns)
         moved = record.status == "completed" and plan.mode is not MigrationMode.STOP_CONT
 
@@ -178,7 +180,8 @@ class Recording:
         if record.report.passed:
             passed = frames("passed", [f.frame for f in record.report.passed], [f.time_ns for f in record.report.passed])
         return MigrationFacts(
-            mode=plan.mode, mechanism=plan.mechanism, capabilities=plan.capabilities, parameters=plan.parameters,
+            mode=plan.mode, mechanism=plan.mechanism, source=names[0] if len(names) > 1 else "", destination="".join(names[1:2]),
+            capabilities=plan.capabilities, parameters=plan.parameters,
             status=record.status, statuses=record.statuses, info=record.info, migrate_ns=begin.t_ns if begin else None,
             stop_ns=record.stop_ns, resume_ns=record.resume_ns, completed_ns=record.completed_ns,
             undelivered_file=undelivered, undelivered_reason=record.undelivered_reason, stranded_file=stranded,

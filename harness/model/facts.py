@@ -40,11 +40,14 @@ class MigrationFacts(_Facts, frozen=True, kw_only=True):
     """One migration as QEMU told it; times are host nanoseconds. Frame files are relative to the run directory.
 
     `undelivered_file`: frames sent to the source's TAP that its guest did not get, in order; `stranded_file`: those read
-    back from the TAP's queue after the source's end; `passed_file`: those that a mechanism carried over.
+    back from the TAP's queue after the source's end; `passed_file`: those that a mechanism carried over. `source` and `destination` name
+    the machines (`trace-NAME.jsonl`); empty: there was one machine, or the run is older than this field.
     """
 
     mode: str
     mechanism: str
+    source: str = ""
+    destination: str = ""
     capabilities: tuple[str, ...] = ()
     parameters: dict[str, Any] = {}
     status: str

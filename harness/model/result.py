@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from harness.model.costs import AckResult, DevicesResult
 from harness.model.scenario import Scenario
 
 __all__ = [
@@ -181,6 +182,8 @@ class RunResult(_Record, frozen=True, kw_only=True):
     streams: tuple[StreamResult, ...]
     tcp: tuple[dict[str, Any], ...] = ()
     migration: MigrationResult | None = None
+    devices: DevicesResult | None = None
+    switchover_ack: AckResult | None = None
     announcements: tuple[Announcement, ...] = ()
     captures: dict[str, CaptureResult] = {}
     figures: dict[str, float] = {}

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
+from harness.model.costs import AckResult, DevicesResult, LoadGroups
 from harness.model.result import Figure, RunResult, StreamResult
 
-__all__ = ["campaign_table", "run_table"]
+__all__ = ["campaign_table", "device_table", "run_table"]
 
 
 def _ms(value: float | None) -> str:
@@ -35,12 +36,67 @@ def run_table(result: RunResult) -> str:
             f"  downtime: compute {_figure(downtime.compute_ms)}, network {_figure(downtime.network_ms)},"
             f" reported {_figure(downtime.reported_ms)}"
         )
+    if result.switchover_ack is not None:
+        lines.append(f"  {_ack_line(result.switchover_ack)}")
     lines += [f"  failed: {line}" for line in result.expectations]
     lines += [f"  note: {note}" for note in result.notes]
     rows = [_stream_row(stream) for stream in result.streams]
     headers = ["stream", "sent", "delivered", "lost", "passed", "late", "dup", "reord", "gap ms", "p50 ms", "max ms", "lost where"]
     table = tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True, colalign=["left", *["right"] * 10, "left"])
-    return "\n".join([*lines, "", *("  " + row for row in table.splitlines())]) if rows else "\n".join(lines)
+    tables = [table] if rows else []
+    if result.devices is not None:
+        tables.append(device_table(result.devices))
+    return "\n".join([*lines, *(line for text in tables for line in ("", *("  " + row for row in text.splitlines())))])
+
+
+def _ack_line(ack: AckResult) -> str:
+    if ack.before_stop_ms is None:
+        return f"switchover-ack: {ack.order}"
+    asked = "" if ack.asked is None else f", {ack.asked} device{'' if ack.asked == 1 else 's'} asked"
+    return f"switchover-ack: {ack.order}, {ack.before_stop_ms:.3f} ms before the stop{asked}"
+
+
+def device_table(result: DevicesResult, *, most: int = 5) -> str:
+    """The most expensive devices of a switchover; one line where there is nothing to show."""
+    if not result.devices:
+        return f"devices: {result.reason}"
+    shown, rest = result.devices[:most], result.devices[most:]
+    columns: dict[str, list[str]] = {
+        "device": [c.name + (f" ({c.nic})" if c.nic else "") + (f" #{c.instance}" if c.instance else "") for c in shown],
+        "iterable": ["yes" if c.iterable else "no" for c in shown],
+        "save us": [_us(c.save_us) for c in shown],
+        "load us": [_us(c.load_us) for c in shown],
+        "of the stop": [_percent(c.load_share) for c in shown],
+        "queues / backend / rest us": ["" if c.groups is None else _groups(c.groups) for c in shown],
+        "start us": ["" if c.start_us is None else _us(c.start_us) for c in shown],
+        "setup load us": ["" if c.setup_load_us is None else _us(c.setup_load_us) for c in shown],
+        "load in all us": ["" if c.setup_load_us is None else _us(c.all_load_us) for c in shown],
+        "sent again": [c.sent or "" for c in shown],
+    }
+    columns = {name: cells for name, cells in columns.items() if any(cells)}
+    if rest:
+        sums = [sum(getattr(cost, field) or 0.0 for cost in rest) for field in ("save_us", "load_us", "load_share")]
+        last = [f"{len(rest)} others", "", _us(sums[0]), _us(sums[1]), _percent(sums[2])]
+        for number, cells in enumerate(columns.values()):
+            cells.append(last[number] if number < len(last) else "")
+    align = ["left", "left", *["right"] * (len(columns) - 2)]
+    table = str(tabulate(columns, headers="keys", tablefmt="simple", disable_numparse=True, colalign=align))
+    held = f"; held for {result.held_us / 1000:.1f} ms more" if result.held_us else ""
+    worked_ms = ((result.stop_us or 0.0) - result.held_us) / 1000
+    start = f"; RESUME to the end of the start: {result.to_start_us / 1000:.1f} ms" if result.to_start_us is not None else ""
+    return f"{table}\nof a stop of {worked_ms:.1f} ms{held}{start}" + (f"; {result.reason}" if result.reason else "")
+
+
+def _groups(groups: LoadGroups) -> str:
+    return f"{groups.virtqueues_us:.0f} / {groups.backend_us:.0f} / {groups.rest_us:.0f}"
+
+
+def _us(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
 
 
 def _stream_row(stream: StreamResult) -> list[str]:

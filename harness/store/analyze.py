@@ -37,6 +37,7 @@ from harness.model.result import (
 from harness.model.scenario import Direction, MigrationMode
 from harness.model.streams import UdpStream
 from harness.model.units import ms
+from harness.store.costs import switchover_costs
 from harness.store.frames import probes_of, read_frames
 from harness.store.rundir import RunDirectory
 
@@ -76,14 +77,16 @@ def analyze_run(run: RunDirectory) -> Analysis:
     results = tuple(_stream_result(stream, ledgers[stream.name], found, windows) for stream in facts.streams)
     problems = _problems(facts, ledgers)
     outcome = _outcome(facts, problems)
+    costs = switchover_costs(run, facts)
     draft = RunResult(
         run_id=facts.run_id, scenario=facts.scenario, outcome=outcome, verdict=Verdict.INCONCLUSIVE,
         accelerator=facts.accelerator, host=facts.host, qemu=facts.qemu, guest=facts.guest,
         mechanism=facts.scenario.mechanism, downtime=_downtimes(facts, results),
         phases=tuple(PhaseResult(name=p.name, start_ns=p.start_ns, end_ns=p.end_ns) for p in found),
-        streams=results, migration=_migration(facts), announcements=_announcements(captures),
+        streams=results, migration=_migration(facts), devices=costs.devices,
+        switchover_ack=costs.switchover_ack, announcements=_announcements(captures),
         captures={n: CaptureResult(packets=c.packets, dropped=c.dropped) for n, c in facts.captures.items()},
-        figures=facts.figures, notes=(*facts.notes, *problems),
+        figures={**facts.figures, **costs.figures}, notes=(*facts.notes, *costs.notes, *problems),
     )  # fmt: skip
     verdict, failed = check_expectations(draft)
     return Analysis(msgspec.structs.replace(draft, verdict=verdict, expectations=failed), ledgers, found)

@@ -126,9 +126,9 @@ class RunDirectory:
         except (msgspec.MsgspecError, AttributeError) as error:
             raise UsageError(f"{path} is damaged: {error}") from error
 
-    def events(self) -> list[Event]:
-        """The merged timeline."""
-        path = self.path / "events.jsonl"
+    def events(self, *, name: str = "events.jsonl") -> list[Event]:
+        """The merged timeline, or the trace of one machine (`trace-NAME.jsonl`)."""
+        path = self.path / name
         try:
             return [msgspec.json.decode(line, type=Event) for line in path.read_bytes().splitlines()]
         except OSError as error:

@@ -14,7 +14,7 @@ __all__ = ["parse_trace", "trace_events"]
 # With `-msg timestamp=on` the log backend writes "thread@seconds.microseconds:event arguments" up to 10.x,
 # and "2026-01-31T12:00:00.000000Z event arguments" from 11.0 on, as for any other message.
 _EPOCH = re.compile(r"^\d+@(\d+)\.(\d{6}):(\w+) ?(.*)$")
-_ISO = re.compile(r"^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\.(\d{6})Z (\w+) (.*)$")
+_ISO = re.compile(r"^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\.(\d{6})Z (\w+) ?(.*)$")
 
 
 def parse_trace(text: str, *, source: str) -> Iterator[Event]:

@@ -83,6 +83,13 @@ def test_trace_lines_become_events_and_others_are_passed_over():
     assert only.data["text"].startswith("type=iterable")
 
 
+def test_trace_lines_of_qemu_11_become_events_too():
+    text = "2026-11-21T12:14:10.084229Z runstate_set current_run_state 6 (prelaunch) new_state 9 (running)\n"
+    (only,) = parse_trace(text, source="m1")
+    assert (only.t_ns, only.name) == (1_795_263_250_084_229_000, "trace:runstate_set")
+    assert only.data["text"] == "current_run_state 6 (prelaunch) new_state 9 (running)"
+
+
 def test_asyncio_is_left_clean(run):
     async def body():
         return len(asyncio.all_tasks())
