@@ -56,6 +56,7 @@ ZERO_FREE_MEMORY = (
     "sync; echo 3 >/proc/sys/vm/drop_caches; while read -r key value _; do [ $key = MemAvailable: ] && break; done </proc/meminfo;"
     " head -c $(((value - 24576) * 1024)) /dev/zero >/tmp/zero; rm /tmp/zero"
 )
+_LAST_WORDS_S = 0.2
 KERNEL_ARGUMENTS = ("console=ttyS0", "quiet", "panic=1", "cryptomgr.notests")
 
 
@@ -106,6 +107,11 @@ class LabSettings(msgspec.Struct, frozen=True, kw_only=True):
             memory_mib=parse_size(self.memory) >> 20, vcpus=self.vcpus, kernel=str(self.image.kernel),
             initrd=str(self.image.initrd), append=KERNEL_ARGUMENTS, nics=tuple(nics),
         )  # fmt: skip
+
+
+def _shown(console: str) -> str:
+    lines = "\n".join(f"    {line}" for line in console.splitlines()) or "    (nothing)"
+    return f"  its console ends with:\n{lines}"
 
 
 class Lab:
@@ -266,16 +272,26 @@ class Lab:
         await self.configure(machine, own, other, deadline=deadline)
 
     async def _ready(self, machine: Machine, *, deadline: Deadline) -> None:
+        assert machine.console is not None
+        ready = asyncio.ensure_future(
+            machine.unless_ended(machine.agent.sync(deadline=deadline), what="died before its guest was ready")
+        )
+        panic = machine.console.seen(b"Kernel panic - not syncing")
         try:
-            await machine.unless_ended(machine.agent.sync(deadline=deadline), what="died before its guest was ready")
+            await asyncio.wait({ready, panic}, return_when=asyncio.FIRST_COMPLETED)
+            if not ready.done():
+                await asyncio.sleep(_LAST_WORDS_S)
+                raise TestbedError(f"the kernel of the guest in {machine.spec.name} panicked\n{_shown(machine.console.tail(lines=40))}")
+            await ready
         except DeadlineError as error:
-            console = machine.console.tail() if machine.console else ""
-            shown = "\n".join(f"    {line}" for line in console.splitlines()) or "    (nothing)"
             raise DeadlineError(
-                f"the guest in {machine.spec.name} was not ready within {self.settings.boot_s:g} s\n"
-                f"  its console ends with:\n{shown}",
+                f"the guest in {machine.spec.name} was not ready within {self.settings.boot_s:g} s\n{_shown(machine.console.tail())}",
                 hint="give a kernel that boots with virtio-pci and a serial console, or more time",
             ) from error
+        finally:
+            panic.cancel()
+            ready.cancel()
+            await asyncio.gather(ready, return_exceptions=True)
 
     async def configure(self, machine: Machine, own: Addresses, other: Addresses, *, deadline: Deadline) -> dict[str, Any]:
         """Give a guest its addresses and fresh entropy, and see that its NIC has link and address."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from harness.builds import resolve_qemu
-from harness.errors import MigrationError
+from harness.errors import MigrationError, SwitchoverError, TestbedError
 from harness.host.accel import choose_accelerator
 from harness.host.deadline import Deadline
 from harness.host.facts import host_facts
@@ -86,7 +87,12 @@ async def run_scenario(scenario: Scenario, *, options: RunOptions, progress: Pro
         with _host_lock(options.cache) as alone:
             result = await _execute(scenario, settings, directory, progress, alone=alone)
     except BaseException as error:
-        directory.log(f"ended by {type(error).__name__}: {error}")
+        with contextlib.suppress(SwitchoverError, OSError):
+            directory.log(f"ended by {type(error).__name__}: {error}")
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise TestbedError(
+                f"the run can't be written to {directory.path}: {error.strerror}", hint="free some space, or choose another folder with --results"
+            ) from error
         raise
     directory.finish()
     return result, directory.path
