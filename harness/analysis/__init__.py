@@ -13,6 +13,7 @@
 | `tcp` | retransmissions, stalls and recovery of TCP connections |
 | `estimators` | what other people's downtime formulas make of the same data |
 | `calibration`, `statistics` | what a figure is worth: resolution, intervals, paired differences |
+| `permutation`, `significance` | whether arms differ: permutation tests, many metrics, early stopping, what n runs can show |
 
 Times are integer nanoseconds of the host's CLOCK_REALTIME unless a name says otherwise.
 """
