@@ -577,3 +577,28 @@ def test_a_server_takes_its_own_client_only(launch: Launch, port: int) -> None:
     assert client.finish()[2]["tcp"]["confirmed_bytes"] == 3 * 65536
     figures = server.finish()[2]
     assert (figures["foreign"], figures["tcp"]["bytes"]) == (3, 3 * 65536)
+
+
+def test_orders_can_be_written_to_a_fifo(launch: Launch, port: int) -> None:
+    receiver = launch(f"id=5,role=receive,src=127.0.0.1,port={port}")
+    sender = launch(f"id=5,role=send,dst=127.0.0.1,port={port},rate=500,count=50", options=("--wait",))
+    control = sender.out / "control"
+    control.write_text("nonsense\nsend\n")
+    assert sender.line() == "sending"
+    control.write_text("sto")
+    control.write_text("p\n")
+    assert sender.line() == "stopped"
+    (receiver.out / "control").write_text("end\n")
+    control.write_text("end\n")
+    for generator in (receiver, sender):
+        output, errors = generator.process.communicate(timeout=10)
+        assert generator.process.returncode == 0, errors
+        assert [stream["id"] for stream in json.loads(output.splitlines()[-1])["streams"]] == [5]
+    assert len(read_records(receiver.out / "5.received.rec")[1]) == len(read_records(sender.out / "5.sent.rec")[1])
+
+
+def test_a_transmit_queue_that_is_not_there_is_refused(swgen: Path, tmp_path: Path) -> None:
+    argv = [swgen, "run", "--out", tmp_path / "o", "--queue", "nosuch0", "--stream", "id=1,role=receive,port=9"]
+    run = subprocess.run(argv, capture_output=True, text=True, timeout=10, check=False)
+    assert run.returncode == 2
+    assert "nosuch0" in run.stderr

@@ -4,7 +4,6 @@
 
 #include <errno.h>
 #include <getopt.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -19,6 +18,8 @@ struct run {
     struct stream *streams;
     size_t stream_count;
     const char *directory;
+    const char *queue; /* the interface whose transmit queue is watched, NULL: none */
+    int64_t queue_drops_before;
     bool sending, has_tcp;
     struct tcp_counters *counters_before, *counters_after;
 };
@@ -155,6 +156,8 @@ static void print_summary(const struct run *run)
         fputc('}', out);
     }
     fputc(']', out);
+    if (run->queue)
+        fprintf(out, ",\"queue_drops\":%lld", (long long)(queue_drops(run->queue) - run->queue_drops_before));
     if (run->has_tcp) {
         fputs(",\"tcp_counters\":", out);
         tcp_counters_print(out, run->counters_before, run->counters_after);
@@ -203,12 +206,12 @@ int command_run(int argc, char **argv)
         {"out", required_argument, NULL, 'o'},   {"stream", required_argument, NULL, 's'},
         {"nonce", required_argument, NULL, 'n'}, {"max-records", required_argument, NULL, 'm'},
         {"wait", no_argument, NULL, 'w'},        {"daemon", no_argument, NULL, 'd'},
+        {"queue", required_argument, NULL, 'q'},
         {NULL, 0, NULL, 0},
     };
     struct run run = {.directory = NULL};
     uint64_t max_records = record_default_budget(DEFAULT_MAX_RECORDS);
     bool wait = false, background = false;
-    sigset_t signals;
     int option;
 
     while ((option = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
@@ -224,6 +227,8 @@ int command_run(int argc, char **argv)
             wait = true;
         else if (option == 'd')
             background = true;
+        else if (option == 'q')
+            run.queue = optarg;
         else
             return 2;
     }
@@ -237,13 +242,7 @@ int command_run(int argc, char **argv)
     if (background)
         status_daemonise(run.directory);
     status_open(run.directory);
-    sigemptyset(&signals);
-    sigaddset(&signals, SIGUSR1);
-    sigaddset(&signals, SIGUSR2);
-    sigaddset(&signals, SIGTERM);
-    sigaddset(&signals, SIGINT);
-    sigprocmask(SIG_BLOCK, &signals, NULL); /* before the threads, which inherit it */
-    signal(SIGPIPE, SIG_IGN);
+    control_open(run.directory);
 
     record_set_budget(max_records);
     run.session.start_real_ns = clock_ns(CLOCK_REALTIME);
@@ -254,22 +253,20 @@ int command_run(int argc, char **argv)
     open_streams(&run);
     if (run.has_tcp)
         run.counters_before = tcp_counters_read();
+    if (run.queue && (run.queue_drops_before = queue_drops(run.queue)) < 0)
+        usage_error("--queue: nothing is known of a transmit queue of '%s'", run.queue);
     start_receiving(&run);
     status_line("ready");
     if (!wait)
         start_sending(&run);
 
-    for (;;) {
-        int signal_number = sigwaitinfo(&signals, NULL);
-
-        if (signal_number == SIGUSR2) {
+    for (enum order order; (order = control_next()) != ORDER_END;) {
+        if (order == ORDER_SEND) {
             start_sending(&run);
             status_line("sending");
-        } else if (signal_number == SIGUSR1) {
+        } else {
             stop_sending(&run);
             status_line("stopped");
-        } else if (signal_number == SIGTERM || signal_number == SIGINT) {
-            break;
         }
     }
     stop_sending(&run);

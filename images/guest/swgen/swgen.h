@@ -38,6 +38,17 @@ void status_line(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* Goes into the background: the parent ends with status 0 as soon as the first status line was written. */
 void status_daemonise(const char *directory);
 
+/* ---- control.c: orders to the running program ---- */
+enum order { ORDER_NONE, ORDER_SEND, ORDER_STOP, ORDER_END };
+/* Makes the FIFO DIR/control, and blocks the signals that are orders too. Before any thread is started. */
+void control_open(const char *directory);
+/* Waits for the next order. */
+enum order control_next(void);
+
+/* ---- queue.c ---- */
+/* Packets that the interface's transmit queue has dropped so far, -1 if that cannot be told. */
+int64_t queue_drops(const char *ifname);
+
 /* ---- record.c: the record files ---- */
 enum record_kind { RECORD_SENT = 1, RECORD_RECEIVED = 2, RECORD_REPLIES = 3, RECORD_TCP = 4 };
 
