@@ -12,8 +12,9 @@ The run directory holds all raw data afterwards; the analysis is a pure function
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from harness.builds import QemuInstall
@@ -28,12 +29,12 @@ from harness.model.facts import CaptureFacts, CounterFacts, MigrationFacts, RunF
 from harness.model.plan import MigrationPlan
 from harness.model.result import GuestIdentity, QemuIdentity, QemuPair
 from harness.model.scenario import MigrationMode, Scenario
-from harness.model.streams import UdpStream
+from harness.model.streams import TcpStream, Traffic, UdpStream, Witness
 from harness.store.analyze import Analysis, analyze_run
 from harness.store.frames import write_frames
 from harness.store.rundir import RunDirectory
 from harness.traffic.endpoint import queue_drops
-from harness.traffic.udp import UdpTraffic
+from harness.traffic.generator import Generator, make_generators
 from harness.vm.trace import trace_events
 
 __all__ = ["Recording"]
@@ -54,11 +55,11 @@ class Recording:
         self._ports: dict[str, Port] = {}
         self._before: dict[str, PortCounters] = {}
         self._queue_drops: dict[str, int] = {}
-        self._streams: list[UdpStream] = []
+        self._traffic: list[UdpStream | TcpStream | Witness] = []
         self._migrations: list[MigrationFacts] = []
         self._summaries: list[dict[str, Any]] = []
         self._counters: list[CounterFacts] = []
-        self._nonce = 0
+        self._nonce = secrets.randbits(32)
         self._start_ns = time.time_ns()
 
     @classmethod
@@ -82,18 +83,15 @@ class Recording:
 
     # -- what happens in it
 
-    async def start_traffic(self, streams: Sequence[UdpStream], *, deadline: Deadline) -> UdpTraffic:
-        """Start streams (with ids not used before in this recording)."""
-        endpoints = self._lab.endpoints
-        traffic = UdpTraffic(tuple(streams), endpoints["mobile"], endpoints["peer"])
-        if self._nonce:
-            traffic.nonce = self._nonce
-        self._nonce = traffic.nonce
-        await traffic.start(deadline=deadline)
-        self._streams += streams
-        return traffic
+    async def start_traffic(self, traffic: Iterable[UdpStream | TcpStream | Witness], *, deadline: Deadline) -> Generator:
+        """Start streams, connections and witnesses (with ids not used before in this recording)."""
+        fresh = tuple(traffic)
+        generator = make_generators(fresh, mobile=self._lab.endpoints["mobile"], peer=self._lab.endpoints["peer"], nonce=self._nonce)
+        await generator.start(deadline=deadline)
+        self._traffic += fresh
+        return generator
 
-    async def stop_traffic(self, traffic: UdpTraffic, *, drain_s: float, deadline: Deadline) -> None:
+    async def stop_traffic(self, traffic: Generator, *, drain_s: float, deadline: Deadline) -> None:
         """Stop sending, wait for the last packets, bring in the records."""
         began = time.monotonic()
         self._summaries += await traffic.stop(self._directory.path / "traffic", drain_s=drain_s, deadline=deadline)
@@ -130,13 +128,13 @@ class Recording:
             merged += traced
         self._directory.write_events(sorted((e for e in merged if e.t_ns <= end_ns), key=lambda e: e.t_ns))
         self._directory.write_json("traffic/summaries.json", self._summaries)
-        settings = self._settings
+        settings, traffic = self._settings, Traffic.of(self._traffic)
         facts = RunFacts(
             run_id=self._directory.run_id, scenario=self._scenario, accelerator=settings.accelerator,
             accelerator_reason=settings.accelerator_reason, host=host_facts(),
             qemu=QemuPair(source=_identity(settings.source), destination=_identity(settings.destination)),
             guest=GuestIdentity(kernel=settings.image.kernel_release, image=settings.image.digest),
-            streams=tuple(self._streams), nonce=self._nonce, traffic_start_ns=self._start_ns, traffic_end_ns=end_ns,
+            streams=traffic.udp, tcp=traffic.tcp, witnesses=traffic.witnesses, nonce=self._nonce, traffic_start_ns=self._start_ns, traffic_end_ns=end_ns,
             migrations=tuple(self._migrations), captures=captures, counters=tuple(self._counters),
             figures=self.figures, notes=tuple(self.notes), failure=self.failure,
         )  # fmt: skip
@@ -202,12 +200,12 @@ class Recording:
             place, direction = ("guest", "from-guest") if name == "mobile" else ("peer", "to-guest")
             count = total - self._queue_drops[name]
             self._counters.append(CounterFacts(name=f"{name}'s queue", place=place, direction=direction, count=count))
-        streams = {stream.id: stream for stream in self._streams}
+        streams = {stream.id: stream for stream in Traffic.of(self._traffic).udp}
         for summary in self._summaries:
             for entry in summary["streams"]:
-                if entry["role"] == "send":
+                stream = streams.get(entry["id"])
+                if stream is None or entry["role"] == "send":
                     continue
-                stream = streams[entry["id"]]
                 at_guest = stream.sender_is_peer
                 self._counters.append(
                     CounterFacts(

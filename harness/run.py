@@ -26,9 +26,10 @@ from harness.migrate.checks import check_plan
 from harness.model.plan import MigrationPlan
 from harness.model.result import RunResult
 from harness.model.scenario import MigrationMode, Scenario
-from harness.model.streams import plan_streams
+from harness.model.streams import plan_traffic
 from harness.recording import Recording
 from harness.store.rundir import RunDirectory
+from harness.traffic.witness import require_programs
 from harness.vm.discovery import discover
 from harness.vm.image import GuestImage, build_image, load_image
 from harness.vm.warm import state_uri
@@ -53,6 +54,7 @@ async def prepare(scenario: Scenario, *, options: RunOptions, progress: Progress
     features = [await discover(qemu, cache=options.cache) for qemu in dict.fromkeys((source, destination))]
     plan = MigrationPlan.from_section(scenario.migration, mechanism=scenario.mechanism)
     check_plan(plan, scenario=scenario, source=features[0], destination=features[-1])
+    require_programs(scenario.traffic, peer=scenario.network.peer)
     accelerator, reason = await choose_accelerator(
         scenario.accelerator, argv_prefix=source.argv_prefix, cache=options.cache
     )
@@ -121,9 +123,9 @@ async def _execute(
         try:
             if not alone:
                 recording.notes.append("another run was under way on this host: timings are not to be compared")
-            streams = plan_streams(scenario.traffic)
-            traffic = await recording.start_traffic(streams, deadline=deadline)
-            say(f"{len(streams)} streams, {timing.settle_s:g} s before, {timing.tail_s:g} s after")
+            planned = tuple(plan_traffic(scenario.traffic))
+            traffic = await recording.start_traffic(planned, deadline=deadline)
+            say(f"{len(planned)} streams, {timing.settle_s:g} s before, {timing.tail_s:g} s after")
             await asyncio.sleep(timing.settle_s)
             if plan.mode is not MigrationMode.NONE:
                 say(f"migrating: {plan.mode}, mechanism {plan.mechanism}")

@@ -1,6 +1,6 @@
 """Record files of the traffic generator: what was sent, received or answered, packet by packet.
 
-A file is little-endian: a header of 64 bytes, then records of 32 bytes. Nothing of a damaged file is used:
+A file is little-endian: a header of 64 bytes, then records of 32 bytes (of a TCP connection: 128). Nothing of a damaged file is used:
 `UsageError` names the file and what is wrong with it.
 """
 
@@ -25,15 +25,27 @@ SENT = np.dtype([("seq", "<u8"), ("due_ns", "<i8"), ("sent_ns", "<i8"), ("errno"
 RECEIVED = np.dtype(
     [("seq", "<u8"), ("sent_ns", "<i8"), ("received_ns", "<i8"), ("udp_bytes", "<u4"), ("flags", "<u4")]
 )
+TCP = np.dtype(
+    [("time_ns", "<i8"), ("progress_ns", "<i8"), ("app_bytes", "<u8")]
+    + [(name, "<u8") for name in ("bytes_acked", "bytes_received", "bytes_sent", "bytes_retrans")]
+    + [(name, "<u4") for name in ("segs_out", "segs_in", "total_retrans", "dsack_dups", "reord_seen", "rcv_ooopack")]
+    + [(name, "<u4") for name in ("rto_us", "rtt_us", "rttvar_us", "snd_cwnd", "unacked", "lost", "notsent_bytes", "snd_wnd")]
+    + [(name, "u1") for name in ("event", "state", "ca_state", "retransmits", "backoff", "probes")]
+    + [("reserved", "<u2"), ("last_ack_recv_ms", "<u4"), ("delivered", "<u4")]
+)  # fmt: skip
 
 Records = NDArray[np.void]
-"""A structured array of `SENT` or `RECEIVED`."""
+"""A structured array of `SENT`, `RECEIVED` or `TCP`."""
 
 
 class RecordKind(IntEnum):
     SENT = 1
     RECEIVED = 2
     REPLIES = 3
+    TCP = 4
+
+
+_LAYOUTS = {RecordKind.SENT: SENT, RecordKind.RECEIVED: RECEIVED, RecordKind.REPLIES: RECEIVED, RecordKind.TCP: TCP}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +84,7 @@ def parse_records(raw: bytes, *, name: str, kind: RecordKind | None = None) -> R
         raise UsageError(f"{name}: unknown kind of record {number}")
     if kind is not None and number != kind:
         raise UsageError(f"{name}: holds {RecordKind(number).name.lower()} records, expected {kind.name.lower()}")
-    layout = SENT if number == RecordKind.SENT else RECEIVED
+    layout = _LAYOUTS[RecordKind(number)]
     if size != layout.itemsize:
         raise UsageError(f"{name}: records of {size} bytes, expected {layout.itemsize}")
     there = len(raw) - _HEADER.size
@@ -93,7 +105,7 @@ def parse_records(raw: bytes, *, name: str, kind: RecordKind | None = None) -> R
 def make_records(kind: RecordKind, **columns: Any) -> Records:
     """A structured array from columns (`seq=...`, `sent_ns=...`); those not given are 0."""
     length = len(next(iter(columns.values()), ()))
-    made = np.zeros(length, dtype=SENT if kind is RecordKind.SENT else RECEIVED)
+    made = np.zeros(length, dtype=_LAYOUTS[kind])
     for name, column in columns.items():
         made[name] = column
     return made

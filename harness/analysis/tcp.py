@@ -6,13 +6,15 @@ capture point) unless it comes so soon that it was only overtaken. The kinds fol
 
 - fast: the receiver had reported a hole, by SACK or duplicate acknowledgements;
 - tail loss probe: the newest segment again, once, with nothing reported (RFC 8985);
-- timeout (RTO): the oldest unacknowledged segment again, after at least 200 ms of silence;
+- timeout (RTO): the oldest unacknowledged segment again, after at least 200 ms in which nothing more was acknowledged and this
+  segment was not sent (new data may well go out meanwhile: it does not stop the timer);
 - the rest follows a timeout, as acknowledgements come in.
 """
 
 from __future__ import annotations
 
 import ipaddress
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -45,6 +47,9 @@ class TcpFlow(msgspec.Struct, frozen=True, kw_only=True):
     """Sequence numbers covered: without what was sent again."""
     retransmitted_segments: int
     """All of them, the four kinds below and those that follow a timeout."""
+    retransmitted_bytes: int
+    """Their payload: what TCP_INFO calls `tcpi_bytes_retrans`, however the kernel cuts it into segments."""
+    retransmitted_lengths: tuple[int, ...]
     fast_retransmits: int
     tail_loss_probes: int
     rto_events: int
@@ -62,6 +67,11 @@ class TcpFlow(msgspec.Struct, frozen=True, kw_only=True):
     """The longest time without new data or an acknowledgement that moved on, between the first and the last of them."""
 
 
+    def retransmitted_parts(self, *, mss: int) -> int:
+        """In segments of at most `mss` bytes, as the kernel counts: it sends a super-frame's parts again one by one, or together."""
+        return sum(max(1, -(-length // mss)) for length in self.retransmitted_lengths)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TcpConnection:
     """A connection; `flows` has the direction of the side that spoke first, then the other."""
@@ -75,6 +85,15 @@ class TcpConnection:
     """Both sides sent a FIN."""
     acknowledged: tuple[NDArray[np.int64], NDArray[np.int64]]
     """Per direction an array of two rows: time, and bytes acknowledged up to then."""
+
+    def longest_stall_ns(self, *, flow: int = 0, interval_ns: int = 0) -> int | None:
+        """The longest time in which nothing more of that direction's data was acknowledged, less the interval at which it was
+        sent; never below 0. `None` if too little was. Whether the sender or the receiver stood still makes no difference.
+        """
+        times = self.acknowledged[flow][0]
+        if times.size < 2:
+            return None
+        return max(0, int(np.diff(times).max()) - interval_ns)
 
     def survived(self, window: StopWindow) -> bool:
         """Whether it was there before the stop, was never reset, and something was acknowledged after the resume."""
@@ -160,6 +179,7 @@ class _Side:
 
     segments: int = 0
     retransmitted: int = 0
+    retransmitted_lengths: list[int] = field(default_factory=list)
     fast: int = 0
     probes: int = 0
     timeouts: int = 0
@@ -182,6 +202,8 @@ class _Side:
     """The receiver reported a hole since its acknowledgement last moved on."""
     duplicates: int = 0
     probed: bool = False
+    head_at: int = 0
+    """When the oldest segment was sent again, since the last acknowledgement that moved on."""
     recovery_end: int | None = None
     loss_end: int | None = None
     holes: list[tuple[int, int]] = field(default_factory=list)
@@ -206,6 +228,7 @@ class _Side:
             self.overtaken += 1
         else:
             self._retransmit(time_ns, seq, end)
+            self.retransmitted_lengths.append(length if plain else length - 1)
             if end > self.highest:
                 self._new_data(time_ns, end)
         self.last_sent = time_ns
@@ -243,21 +266,44 @@ class _Side:
 
     def _retransmit(self, time_ns: int, seq: int, end: int) -> None:
         acked = self.acked if self.acked is not None else seq
-        quiet = time_ns - max(self.last_sent, self.last_progress)
+        head = seq <= acked < end
+        told = self.reported or self.duplicates >= 2
+        newest = end >= self.highest and not self.probed and not self.reported and self.loss_end is None
         self.retransmitted += 1
         if end <= acked:
+            # The acknowledgement was lost on its way to the sender, or crossed with this.
             self.spurious += 1
-        elif seq <= acked and quiet >= _TIMEOUT_NS and (end < self.highest or self.probed or self.loss_end is not None):
+            if newest:
+                self.probes += 1
+                self.probed = True
+            elif self._was_silent(time_ns, seq):
+                self.timeouts += 1
+        elif head and self._silent_ns(time_ns) >= _TIMEOUT_NS and (self.head_at or not told) and not newest:
             self.timeouts += 1
             self.loss_end, self.recovery_end = self.highest, None
-        elif end >= self.highest and not self.probed and not self.reported and self.loss_end is None:
+        elif newest:
             self.probes += 1
             self.probed = True
-        elif (self.reported or self.duplicates >= 2 or self.recovery_end is not None) and self.loss_end is None:
+        elif (told or self.recovery_end is not None) and self.loss_end is None:
             self.fast += 1
             if self.recovery_end is None:
                 self.recoveries += 1
                 self.recovery_end = self.highest
+        if head:
+            self.head_at = time_ns
+
+    def _silent_ns(self, time_ns: int) -> int:
+        """How long nothing more was acknowledged and the oldest segment was not sent."""
+        since = self.waiting_since if self.waiting_since is not None else self.last_sent
+        return time_ns - max(since, self.head_at)
+
+    def _was_silent(self, time_ns: int, seq: int) -> bool:
+        """Whether `seq`, acknowledged since, was the oldest segment for as long as a timeout takes."""
+        assert self.first is not None
+        at = bisect_right(self.bytes_acked, seq - self.first)
+        if not at or self.bytes_acked[at - 1] != seq - self.first or self.head_at:
+            return False
+        return time_ns - self.times[at - 1] >= _TIMEOUT_NS
 
     def acknowledge(self, time_ns: int, raw_ack: int, *, sacks: int, dsack: bool, bare: bool) -> None:
         """An acknowledgement from the other side; `bare`: it carries no data and no SYN, FIN or window change."""
@@ -269,7 +315,7 @@ class _Side:
             if self.waiting_since is not None:
                 self.longest_stall = max(self.longest_stall, time_ns - self.waiting_since)
             self._progress(time_ns)
-            self.acked, self.duplicates, self.probed = ack, 0, False
+            self.acked, self.duplicates, self.probed, self.head_at = ack, 0, False, 0
             self.reported = sacks > dsack
             self.waiting_since = time_ns if ack < self.highest else None
             if self.recovery_end is not None and ack >= self.recovery_end:
@@ -287,7 +333,8 @@ class _Side:
         return TcpFlow(
             sender=sender, receiver=receiver, segments=self.segments,
             payload_bytes=self.highest - self.first if self.first is not None else 0,
-            retransmitted_segments=self.retransmitted, fast_retransmits=self.fast, tail_loss_probes=self.probes,
+            retransmitted_segments=self.retransmitted, retransmitted_bytes=sum(self.retransmitted_lengths),
+            retransmitted_lengths=tuple(self.retransmitted_lengths), fast_retransmits=self.fast, tail_loss_probes=self.probes,
             rto_events=self.timeouts, spurious_retransmits=self.spurious, duplicate_sacks=self.dsacks,
             sack_recoveries=self.recoveries, overtaken_segments=self.overtaken, keep_alives=self.keep_alives,
             longest_stall_ns=self.longest_stall, longest_gap_ns=self.longest_gap,

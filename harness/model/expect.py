@@ -1,7 +1,7 @@
 """What a scenario expects of its result: the keys and comparisons of `[expect]`, and the verdict they make.
 
 A key is a count of the streams, summed over them (`lost`, `ledger.unexplained`), or the path of one value in result.json
-(`downtime.compute_ms`, `streams.udp-to-guest.lost`, `figures.NAME`); a list counts its entries. The value is a number (equal), a
+(`downtime.compute_ms`, `streams.udp-to-guest.lost`, `tcp.tcp-bulk-to-guest.rto_events`, `figures.NAME`); a list counts its entries. The value is a number (equal), a
 comparison such as "< 300", ">= 10", "!= 0", a range such as "10 .. 20" (both ends included), or a word where the result has one.
 """
 
@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
 from msgspec import inspect
 
 from harness.errors import ScenarioError
-from harness.model.result import Figure, Outcome, RunResult, StreamResult, Verdict
+from harness.model.result import Figure, Outcome, RunResult, StreamResult, TcpResult, Verdict
 from harness.model.scenario import Scenario
 from harness.model.schema import Problem, did_you_mean
-from harness.model.streams import plan_streams
+from harness.model.streams import plan_traffic
 
 __all__ = ["check_expectations", "expectation_problems"]
 
@@ -30,6 +30,9 @@ _GRAMMAR = 'write a number, "< 300", ">= 10", "!= 0" or "10 .. 20"; the unit is 
 _NUMBER = r"[+-]?\d{1,18}(?:\.\d{1,18})?(?:e[+-]?\d{1,2})?"
 _COMPARISON = re.compile(rf"(<=|>=|==|!=|<|>|=|)\s*({_NUMBER})", re.IGNORECASE)
 _RANGE = re.compile(rf"({_NUMBER})\s*\.\.\s*({_NUMBER})", re.IGNORECASE)
+
+
+_TRUTHS = ("true", "false")
 
 
 class _Refused(Exception):  # noqa: N818 -- carries a problem to the place that knows its key
@@ -89,11 +92,12 @@ _ACCEPTS: dict[str, Callable[[_Comparison, float], bool]] = {
 
 def expectation_problems(scenario: Scenario) -> list[Problem]:
     """What is wrong with a scenario's `[expect]`; nothing needs to have run."""
-    streams = [stream.name for stream in plan_streams(scenario.traffic)]
+    traffic = plan_traffic(scenario.traffic)
+    names = _names(traffic.udp, traffic.tcp)
     problems: list[Problem] = []
     for key, wanted in scenario.expect.items():
         try:
-            _understand(key, wanted, streams=streams)
+            _understand(key, wanted, names=names)
         except _Refused as refused:
             problems.append(Problem(("expect", key), refused.wrong, refused.mend, wanted))
     return problems
@@ -131,7 +135,7 @@ def check_expectations(result: RunResult) -> tuple[Verdict, tuple[str, ...]]:
 
 def _judge(result: RunResult, key: str, wanted: Any) -> tuple[bool | None, str]:
     try:
-        target, comparison = _understand(key, wanted, streams=[stream.name for stream in result.streams])
+        target, comparison = _understand(key, wanted, names=_names(result.streams, result.tcp))
     except _Refused as refused:
         raise ScenarioError(f"expect: {key} = {wanted!r}: {refused.wrong}", hint=refused.mend) from None
     value, resolution = _value(result, target)
@@ -148,13 +152,15 @@ def _value(result: RunResult, target: _Target) -> tuple[Any, float]:
     """The value and its resolution; None where the result has none."""
     if target.summed:
         return sum(_walk(stream, target.way) for stream in result.streams), 0.0
-    if target.way[0] == "streams" and len(target.way) > 1:
-        stream = next(stream for stream in result.streams if stream.name == target.way[1])
-        value = _walk(stream, target.way[2:])
+    if target.way[0] in _NAMED and len(target.way) > 1:
+        entry = next(entry for entry in getattr(result, target.way[0]) if entry.name == target.way[1])
+        value = _walk(entry, target.way[2:])
     else:
         value = _walk(result, target.way)
     if isinstance(value, Figure):
         return value.value, value.resolution_ms
+    if isinstance(value, bool):
+        return str(value).lower(), 0.0
     return (len(value) if isinstance(value, tuple) else value), 0.0
 
 
@@ -176,18 +182,28 @@ def _fields(kind: type) -> dict[str, inspect.Type]:
     return {field.encode_name: field.type for field in info.fields}
 
 
-def _understand(key: str, wanted: Any, *, streams: Sequence[str]) -> tuple[_Target, _Comparison]:
-    target = _find(key, streams=streams)
+_NAMED: dict[str, tuple[str, type]] = {"streams": ("stream", StreamResult), "tcp": ("connection", TcpResult)}
+"""The lists of a result whose entries go by their names: what people call an entry, and its type."""
+
+_Names = dict[str, list[str]]
+
+
+def _names(streams: Iterable[Any], connections: Iterable[Any]) -> _Names:
+    return {"streams": [each.name for each in streams], "tcp": [each.name for each in connections]}
+
+
+def _understand(key: str, wanted: Any, *, names: _Names) -> tuple[_Target, _Comparison]:
+    target = _find(key, names=names)
     comparison = _word(wanted, target) if target.is_word else _compare(wanted)
     if target.count and not comparison.possible:
         raise _Refused("no count can be that", "a count is 0 or more")
     return target, comparison
 
 
-def _find(key: str, *, streams: Sequence[str]) -> _Target:
+def _find(key: str, *, names: _Names) -> _Target:
     first, _, rest = key.partition(".")
-    if first == "streams" and rest:
-        return _of_stream(rest, streams=streams)
+    if first in _NAMED and rest:
+        return _of_named(first, rest, names=names[first])
     per_stream, of_run = _fields(StreamResult), _fields(RunResult)
     if first in of_run and first not in _NOT_EXPECTED:
         return _descend(of_run[first], (first,), tuple(key.split("."))[1:])
@@ -197,7 +213,7 @@ def _find(key: str, *, streams: Sequence[str]) -> _Target:
     target = _descend(per_stream[first], (first,), tuple(key.split("."))[1:])
     if not target.count or first not in _summable():
         raise _Refused("is not summed over the streams", f"write streams.NAME.{key}")
-    if not streams:
+    if not names["streams"]:
         raise _Refused("there is no stream to count", "add a [[traffic]]")
     return _Target(target.way, summed=True, count=True)
 
@@ -207,20 +223,22 @@ def _summable() -> tuple[str, ...]:
     return tuple(name for name, kind in _fields(StreamResult).items() if isinstance(kind, inspect.IntType) or name == "ledger")
 
 
-def _of_stream(rest: str, *, streams: Sequence[str]) -> _Target:
-    # stream names may hold dots: the longest that fits is meant
-    for name in sorted(streams, key=len, reverse=True):
+def _of_named(group: str, rest: str, *, names: Sequence[str]) -> _Target:
+    word, kind = _NAMED[group]
+    # names may hold dots: the longest that fits is meant
+    for name in sorted(names, key=len, reverse=True):
         if rest.startswith(f"{name}."):
             first, *following = rest.removeprefix(f"{name}.").split(".")
-            fields = _fields(StreamResult)
+            fields = _fields(kind)
             if first not in fields:
-                raise _Refused("a stream has no such field", did_you_mean(first, fields))
-            return _descend(fields[first], ("streams", name, first), tuple(following))
-    if rest in streams:
-        raise _Refused("is a whole stream", f"write a field of it, such as streams.{rest}.lost")
-    if not streams:
-        raise _Refused("there is no stream", "add a [[traffic]]")
-    raise _Refused("there is no such stream", did_you_mean(rest.split(".")[0], streams))
+                raise _Refused(f"a {word} has no such field", did_you_mean(first, fields))
+            return _descend(fields[first], (group, name, first), tuple(following))
+    if rest in names:
+        example = "lost" if group == "streams" else "rto_events"
+        raise _Refused(f"is a whole {word}", f"write a field of it, such as {group}.{rest}.{example}")
+    if not names:
+        raise _Refused(f"there is no {word}", "add a [[traffic]]" + (" of kind tcp" if group == "tcp" else ""))
+    raise _Refused(f"there is no such {word}", did_you_mean(rest.split(".")[0], names))
 
 
 def _descend(info: inspect.Type, way: tuple[str, ...], rest: tuple[str, ...]) -> _Target:
@@ -249,6 +267,8 @@ def _descend(info: inspect.Type, way: tuple[str, ...], rest: tuple[str, ...]) ->
             return _Target(way, count=True)
         case inspect.FloatType():
             return _Target(way)
+        case inspect.BoolType():
+            return _Target(way, is_word=True, words=_TRUTHS)
         case inspect.StrType():
             return _Target(way, is_word=True)
         case inspect.EnumType(cls=words):
@@ -260,6 +280,8 @@ def _descend(info: inspect.Type, way: tuple[str, ...], rest: tuple[str, ...]) ->
 
 
 def _word(wanted: Any, target: _Target) -> _Comparison:
+    if isinstance(wanted, bool) and target.words == _TRUTHS:
+        wanted = str(wanted).lower()
     if not isinstance(wanted, str):
         raise _Refused("must be a word", f"known: {', '.join(target.words)}" if target.words else None)
     if target.words and wanted not in target.words:

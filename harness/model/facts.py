@@ -8,7 +8,7 @@ import msgspec
 
 from harness.model.result import GuestIdentity, QemuPair
 from harness.model.scenario import Scenario
-from harness.model.streams import UdpStream
+from harness.model.streams import TcpStream, UdpStream, Witness
 
 __all__ = ["CaptureFacts", "CounterFacts", "MigrationFacts", "RunFacts"]
 
@@ -76,6 +76,8 @@ class RunFacts(_Facts, frozen=True, kw_only=True):
     qemu: QemuPair
     guest: GuestIdentity
     streams: tuple[UdpStream, ...] = ()
+    tcp: tuple[TcpStream, ...] = ()
+    witnesses: tuple[Witness, ...] = ()
     nonce: int = 0
     traffic_start_ns: int = 0
     traffic_end_ns: int = 0

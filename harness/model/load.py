@@ -21,14 +21,13 @@ from harness.errors import ScenarioError
 from harness.model.expect import expectation_problems
 from harness.model.scenario import (
     KNOWN_MECHANISMS,
-    Cast,
     DestinationPort,
-    Direction,
     MigrationMode,
     MigrationSection,
     Scenario,
 )
 from harness.model.schema import NO_VALUE, Key, Problem, did_you_mean, nearest, shape_problems
+from harness.model.traffic_rules import traffic_problems
 from harness.model.units import parse_size
 
 __all__ = ["KNOWN_NAMES", "dump_scenario", "load_scenario", "shipped_scenarios"]
@@ -473,20 +472,6 @@ def _check_paths(scenario: Scenario) -> Iterator[Problem]:
                 yield Problem((section, field), "is no name and no path", "leave it out for the default", value)
 
 
-def _check_traffic(scenario: Scenario) -> Iterator[Problem]:
-    taken: set[str] = set()
-    for number, section in enumerate(scenario.traffic):
-        if section.cast is Cast.BROADCAST and section.ip == 6:
-            yield Problem(("traffic", number, "cast"), "IPv6 has no broadcast", "take multicast, or ip = 4", section.cast)
-        if section.name is None:
-            continue
-        ways = (Direction.TO_GUEST, Direction.FROM_GUEST) if section.direction is Direction.BOTH else ()
-        names = {f"{section.name}-{way}" for way in ways} or {section.name}
-        if names & taken:
-            yield Problem(("traffic", number, "name"), "another stream has that name", "choose another", section.name)
-        taken |= names
-
-
 def _check_migration_names(scenario: Scenario) -> Iterator[Problem]:
     migration = scenario.migration
     for number, name in enumerate(migration.capabilities):
@@ -509,7 +494,7 @@ def _check_name(name: str, key: Key, kind: str, other: str, value: Any) -> Itera
 
 
 _CHECKS: tuple[Callable[[Scenario], Iterable[Problem]], ...] = (
-    _check_mechanism, _check_memory, _check_paths, _check_traffic, _check_migration_names, expectation_problems,
+    _check_mechanism, _check_memory, _check_paths, traffic_problems, _check_migration_names, expectation_problems,
 )  # fmt: skip
 
 

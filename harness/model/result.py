@@ -26,7 +26,10 @@ __all__ = [
     "QemuPair",
     "RunResult",
     "StreamResult",
+    "TcpEnd",
+    "TcpResult",
     "Verdict",
+    "WitnessResult",
 ]
 
 SCHEMA_VERSION = 1
@@ -122,6 +125,69 @@ class StreamResult(_Record, frozen=True, kw_only=True):
     lost_by_phase: dict[str, int]
 
 
+class TcpEnd(_Record, frozen=True, kw_only=True):
+    """What the kernel at one end of a connection says of it at its end (TCP_INFO, under its names)."""
+
+    app_bytes: int
+    bytes_acked: int
+    bytes_received: int
+    bytes_retrans: int
+    total_retrans: int
+    dsack_dups: int
+    rto_us_max: int
+
+
+class TcpResult(_Record, frozen=True, kw_only=True):
+    """One TCP connection, as seen at the peer's port; counts are those of both directions.
+
+    `longest_stall_ms`: the longest that nothing more of the client's data was acknowledged, less the sending interval (None for an idle
+    connection); `longest_unacknowledged_ms`: the longest that any data waited. `recovery_ms`: from RESUME until 90 % of the throughput
+    before STOP is back (bulk). `survived`: nobody reset it, and both ends closed it in order at the end; `error` says why not.
+    `bytes`: handed over by the client; `confirmed_bytes`: what the server says it got (bulk). `requests` and `answered` are for request streams.
+    """
+
+    name: str
+    kind: str
+    direction: str
+    client: str
+    server: str
+    survived: bool
+    error: str = ""
+    resets: tuple[str, ...] = ()
+    bytes: int
+    confirmed_bytes: int | None = None
+    requests: int | None = None
+    answered: int | None = None
+    latency_ms: Latency | None = None
+    longest_stall_ms: Figure
+    longest_unacknowledged_ms: float
+    recovery_ms: float | None
+    segments: int
+    retransmitted_segments: int
+    retransmitted_bytes: int
+    fast_retransmits: int
+    rto_events: int
+    tail_loss_probes: int
+    spurious_retransmits: int
+    duplicate_sacks: int
+    sack_recoveries: int
+    kernel: dict[str, TcpEnd] = {}
+
+
+class WitnessResult(_Record, frozen=True, kw_only=True):
+    """What somebody else's client says (`figures`), what the capture at the peer's port says of the same packets (`capture`, under the
+    same names where both have the figure), and where the two differ. `error`: why the client has no figures.
+    """
+
+    name: str
+    kind: str
+    program: str
+    figures: dict[str, float] = {}
+    capture: dict[str, float] = {}
+    disagreements: tuple[str, ...] = ()
+    error: str = ""
+
+
 class MigrationResult(_Record, frozen=True, kw_only=True):
     """What QEMU says of the migration; RAM figures are those of query-migrate."""
 
@@ -180,7 +246,9 @@ class RunResult(_Record, frozen=True, kw_only=True):
     downtime: Downtimes
     phases: tuple[PhaseResult, ...]
     streams: tuple[StreamResult, ...]
-    tcp: tuple[dict[str, Any], ...] = ()
+    tcp: tuple[TcpResult, ...] = ()
+    tcp_counters: dict[str, dict[str, int]] = {}
+    witnesses: tuple[WitnessResult, ...] = ()
     migration: MigrationResult | None = None
     devices: DevicesResult | None = None
     switchover_ack: AckResult | None = None

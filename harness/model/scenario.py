@@ -10,6 +10,7 @@ from msgspec import Meta
 
 __all__ = [
     "KNOWN_MECHANISMS",
+    "TRAFFIC_DEFAULTS",
     "Accelerator",
     "Cast",
     "DestinationPort",
@@ -21,6 +22,7 @@ __all__ = [
     "Peer",
     "QemuSection",
     "Scenario",
+    "TcpMode",
     "TimingSection",
     "TrafficKind",
     "TrafficSection",
@@ -47,7 +49,21 @@ class MigrationMode(StrEnum):
 
 
 class TrafficKind(StrEnum):
+    """`udp`, `tcp` and `idle-tcp` come from our own generator; `icmp` (ping), `iperf3` and `irtt` are other people's, as witnesses."""
+
     UDP = "udp"
+    TCP = "tcp"
+    IDLE_TCP = "idle-tcp"
+    ICMP = "icmp"
+    IPERF3 = "iperf3"
+    IRTT = "irtt"
+
+
+class TcpMode(StrEnum):
+    """`bulk`: numbered blocks one way; `request`: requests that are answered, sent on schedule."""
+
+    BULK = "bulk"
+    REQUEST = "request"
 
 
 class Direction(StrEnum):
@@ -134,15 +150,43 @@ class MigrationSection(_Section, frozen=True):
 
 
 class TrafficSection(_Section, frozen=True):
-    """One stream. `rate_pps`: packets per second; `size`: bytes of UDP payload."""
+    """One kind of traffic. What is left out has the kind's default (`TRAFFIC_DEFAULTS`); a key that means nothing to it stays None.
+
+    `rate_pps`: packets, requests or writes per second (None: as fast as TCP goes); `size`: bytes of each.
+    """
 
     kind: TrafficKind = TrafficKind.UDP
     name: Name | None = None
-    direction: Direction = Direction.BOTH
-    cast: Cast = Cast.UNICAST
-    rate_pps: Annotated[float, Meta(gt=0, le=200_000)] = 1000.0
-    size: Annotated[int, Meta(ge=32, le=65_507)] = 100
+    mode: TcpMode | None = None
+    direction: Direction | None = None
+    cast: Cast | None = None
+    rate_pps: Annotated[float, Meta(gt=0, le=200_000)] | None = None
+    size: Annotated[int, Meta(ge=32, le=65_507)] | None = None
     ip: Literal[4, 6] = 4
+
+    def __post_init__(self) -> None:
+        for key, value in self.defaults.items():
+            if getattr(self, key) is None:
+                msgspec.structs.force_setattr(self, key, value)
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The keys that mean something to this kind of traffic, with what they are when left out."""
+        defaults = TRAFFIC_DEFAULTS[self.kind]
+        if self.kind is TrafficKind.TCP and self.mode is TcpMode.REQUEST:
+            return defaults | {"rate_pps": 200.0, "size": 100}
+        return defaults
+
+
+TRAFFIC_DEFAULTS: dict[TrafficKind, dict[str, Any]] = {
+    TrafficKind.UDP: {"direction": Direction.BOTH, "cast": Cast.UNICAST, "rate_pps": 1000.0, "size": 100},
+    TrafficKind.TCP: {"mode": TcpMode.BULK, "direction": Direction.BOTH, "rate_pps": None, "size": 4096},
+    TrafficKind.IDLE_TCP: {"direction": Direction.TO_GUEST},
+    TrafficKind.ICMP: {"rate_pps": 100.0, "size": 56},
+    TrafficKind.IPERF3: {"direction": Direction.TO_GUEST, "rate_pps": None, "size": 4096},
+    TrafficKind.IRTT: {"rate_pps": 100.0, "size": 100},
+}
+"""Which keys belong to which kind of traffic (beside `kind`, `name` and `ip`), and their defaults."""
 
 
 class TimingSection(_Section, frozen=True):

@@ -9,6 +9,7 @@ from tabulate import tabulate
 
 from harness.model.costs import AckResult, DevicesResult, LoadGroups
 from harness.model.result import Figure, RunResult, StreamResult
+from harness.report.connections import connection_tables
 
 __all__ = ["campaign_table", "device_table", "run_table"]
 
@@ -44,6 +45,7 @@ def run_table(result: RunResult) -> str:
     headers = ["stream", "sent", "delivered", "lost", "passed", "late", "dup", "reord", "gap ms", "p50 ms", "max ms", "lost where"]
     table = tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True, colalign=["left", *["right"] * 10, "left"])
     tables = [table] if rows else []
+    tables += connection_tables(result)
     if result.devices is not None:
         tables.append(device_table(result.devices))
     return "\n".join([*lines, *(line for text in tables for line in ("", *("  " + row for row in text.splitlines())))])

@@ -33,6 +33,7 @@ from harness.model.result import (
     RunResult,
     StreamResult,
     Verdict,
+    WitnessResult,
 )
 from harness.model.scenario import Direction, MigrationMode
 from harness.model.streams import UdpStream
@@ -40,6 +41,8 @@ from harness.model.units import ms
 from harness.store.costs import switchover_costs
 from harness.store.frames import probes_of, read_frames
 from harness.store.rundir import RunDirectory
+from harness.store.tcp import find_tcp
+from harness.store.witnesses import find_witnesses
 
 __all__ = ["Analysis", "analyze", "analyze_run"]
 
@@ -75,6 +78,8 @@ def analyze_run(run: RunDirectory) -> Analysis:
     found = phases(_milestones(facts, announced_ns))
     ledgers = account(streams, evidence=evidence, late_ns=_late_ns(streams, evidence, facts))
     results = tuple(_stream_result(stream, ledgers[stream.name], found, windows) for stream in facts.streams)
+    tcp = find_tcp(run, facts, captures.get("peer"), windows)
+    witnesses = find_witnesses(run, facts, captures.get("peer"), tcp.connections)
     problems = _problems(facts, ledgers)
     outcome = _outcome(facts, problems)
     costs = switchover_costs(run, facts)
@@ -83,10 +88,10 @@ def analyze_run(run: RunDirectory) -> Analysis:
         accelerator=facts.accelerator, host=facts.host, qemu=facts.qemu, guest=facts.guest,
         mechanism=facts.scenario.mechanism, downtime=_downtimes(facts, results),
         phases=tuple(PhaseResult(name=p.name, start_ns=p.start_ns, end_ns=p.end_ns) for p in found),
-        streams=results, migration=_migration(facts), devices=costs.devices,
+        streams=results, tcp=tcp.results, tcp_counters=tcp.counters, witnesses=witnesses, migration=_migration(facts), devices=costs.devices,
         switchover_ack=costs.switchover_ack, announcements=_announcements(captures),
         captures={n: CaptureResult(packets=c.packets, dropped=c.dropped) for n, c in facts.captures.items()},
-        figures={**facts.figures, **costs.figures}, notes=(*facts.notes, *costs.notes, *problems),
+        figures={**facts.figures, **costs.figures}, notes=(*facts.notes, *costs.notes, *problems, *tcp.notes, *_witness_notes(witnesses)),
     )  # fmt: skip
     verdict, failed = check_expectations(draft)
     return Analysis(msgspec.structs.replace(draft, verdict=verdict, expectations=failed), ledgers, found)
@@ -258,6 +263,11 @@ def _problems(facts: RunFacts, ledgers: dict[str, Ledger]) -> tuple[str, ...]:
             found.append(f"{name}: {ledger.counts.unexplained} packets unexplained")
         found += [f"{name}: {problem}" for problem in ledger.problems]
     return tuple(dict.fromkeys(found))
+
+
+def _witness_notes(witnesses: tuple[WitnessResult, ...]) -> tuple[str, ...]:
+    """What others say differently."""
+    return tuple(f"{w.name}: {text}" for w in witnesses for text in (*w.disagreements, *filter(None, [w.error])))
 
 
 def _outcome(facts: RunFacts, problems: tuple[str, ...]) -> Outcome:

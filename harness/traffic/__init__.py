@@ -1,1 +1,1 @@
-"""Traffic across the pair: endpoints that run programs, and generators behind one Protocol."""
+"""Traffic across the pair: endpoints that run programs, and generators, one file each, behind one Protocol."""

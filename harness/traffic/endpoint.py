@@ -7,16 +7,20 @@ import json
 import re
 import shlex
 import signal
+import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from harness.errors import TestbedError
 from harness.host.deadline import Deadline
 from harness.host.warden import SCRATCH, Process, Warden
 from harness.vm.agent import GuestAgent
 
-__all__ = ["Endpoint", "GuestEndpoint", "NamespaceEndpoint", "Running", "queue_drops"]
+__all__ = ["Endpoint", "GuestEndpoint", "NamespaceEndpoint", "Output", "Program", "Running", "queue_drops"]
+
+_RECORD_KINDS = ("sent", "received", "replies", "tcp")
 
 
 class Running(Protocol):
@@ -28,8 +32,26 @@ class Running(Protocol):
     async def stop_sending(self) -> None:
         """SIGUSR1: it goes on receiving."""
 
+    async def stopped(self, *, deadline: Deadline) -> None:
+        """Wait until nothing leaves any more and each of its TCP clients has had the other end's last word."""
+
     async def finish(self, folder: Path, *, deadline: Deadline) -> dict[str, Any]:
         """End it, fetch its record files into `folder`; returns its summary."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a program left behind."""
+
+    content: bytes
+    messages: str
+
+
+class Program(Protocol):
+    """Another program that runs at an endpoint."""
+
+    async def end(self, number: int, *, deadline: Deadline) -> Output:
+        """Send it a signal, wait for its end, fetch what it wrote. One that had ended by itself is as good."""
 
 
 class Endpoint(Protocol):
@@ -37,8 +59,19 @@ class Endpoint(Protocol):
 
     name: str
 
+    async def launch(self, tag: str, argv: Sequence[str], *, output: str | None = None, deadline: Deadline) -> Program:
+        """Run a program in a fresh folder. `output`: the file in it that the program writes, if not its standard output."""
+
+    async def listens(self, port: int, *, udp: bool = False) -> bool:
+        """Whether somebody at this end listens on a port."""
+
     async def start(self, tag: str, arguments: Sequence[str], *, deadline: Deadline) -> Running:
         """Run the generator with `arguments` (the output folder is the endpoint's business); it receives, and does not send yet."""
+
+
+def _kept_name(name: str, endpoint: str) -> str:
+    """The name of a record file in the run directory: both ends of a connection write one of the same name."""
+    return name.replace(".tcp.rec", f".tcp-{endpoint}.rec")
 
 
 def _summary(output: str, who: str) -> dict[str, Any]:
@@ -68,6 +101,11 @@ class _InGuest:
     async def stop_sending(self) -> None:
         await self._agent.shell(f"kill -USR1 {self._pid}")
 
+    async def stopped(self, *, deadline: Deadline) -> None:
+        limit = max(1, round(deadline.remaining_s / 0.02))
+        script = f"n=0; until grep -q stopped {self._folder}/status; do n=$((n+1)); [ $n -lt {limit} ] || exit 1; usleep 20000; done"
+        await self._agent.shell(script, deadline=deadline)
+
     async def finish(self, folder: Path, *, deadline: Deadline) -> dict[str, Any]:
         # One command that waits in the guest: every question over the agent costs some milliseconds under TCG.
         wait = f"n=0; while kill -0 {self._pid} 2>/dev/null && [ $n -lt 4000 ]; do n=$((n+1)); usleep 2000; done"
@@ -78,7 +116,7 @@ class _InGuest:
         for name in names.split():
             if name.endswith(".rec"):
                 content = await self._agent.read_file(f"{self._folder}/{name}", deadline=deadline)
-                await asyncio.to_thread((folder / name).write_bytes, content)
+                await asyncio.to_thread((folder / _kept_name(name, self._endpoint.name)).write_bytes, content)
         return _summary(output, self._endpoint.name)
 
 
@@ -95,6 +133,35 @@ class GuestEndpoint:
         text = await self.agent.shell(f"mkdir -p {folder} && {shlex.join(argv)} >&2 && cat {folder}/pid", deadline=deadline)
         return _InGuest(self, folder, int(text))
 
+    async def launch(self, tag: str, argv: Sequence[str], *, output: str | None = None, deadline: Deadline) -> Program:
+        folder = PurePosixPath("/tmp") / f"traffic-{tag}"
+        script = f"mkdir -p {folder}; cd {folder}; {shlex.join(argv)} </dev/null >output 2>messages & echo $!"
+        text = await self.agent.shell(script, deadline=deadline)
+        return _ProgramInGuest(self, folder / (output or "output"), int(text))
+
+    async def listens(self, port: int, *, udp: bool = False) -> bool:
+        return bool((await self.agent.succeed(_listeners(port, udp=udp))).strip())
+
+
+def _listeners(port: int, *, udp: bool) -> list[str]:
+    return ["ss", "-Hnl" + ("u" if udp else "t"), f"sport = :{port}"]
+
+
+@dataclass(frozen=True)
+class _ProgramInGuest:
+    endpoint: GuestEndpoint
+    output: PurePosixPath
+    pid: int
+
+    async def end(self, number: int, *, deadline: Deadline) -> Output:
+        limit = max(1, round(deadline.remaining_s / 0.005))
+        script = (
+            f"kill -{number} {self.pid} 2>/dev/null; n=0; while kill -0 {self.pid} 2>/dev/null; do n=$((n+1));"
+            f" [ $n -lt {limit} ] || exit 1; usleep 5000; done; cd {self.output.parent}; touch {self.output.name}; cat messages"
+        )
+        messages = await self.endpoint.agent.shell(script, deadline=deadline)
+        return Output(await self.endpoint.agent.read_file(str(self.output), deadline=deadline), messages)
+
 
 class _InNamespace:
     def __init__(self, endpoint: NamespaceEndpoint, folder: Path, process: Process) -> None:
@@ -108,17 +175,25 @@ class _InNamespace:
     async def stop_sending(self) -> None:
         await self._process.signal(signal.SIGUSR1)
 
+    async def stopped(self, *, deadline: Deadline) -> None:
+        async def there() -> bool:
+            if self._process.returncode is not None:
+                raise self._process.error("the generator ended before it was told to")
+            return b"stopped" in self._process.read_output()
+
+        await deadline.poll(there, awaited=f"the generator at {self._endpoint.name} to have stopped sending", interval_s=0.01)
+
     async def finish(self, folder: Path, *, deadline: Deadline) -> dict[str, Any]:
         await self._process.signal(signal.SIGTERM)
         if await self._process.wait(deadline) != 0:
             raise self._process.error("the generator failed")
         summary = _summary(self._process.read_output().decode(), self._endpoint.name)
         for stream in summary["streams"]:
-            for kind in ("sent", "received", "replies"):
+            for kind in _RECORD_KINDS:
                 name = f"{stream['id']}.{kind}.rec"
                 try:
                     with await self._endpoint.warden.open(self._folder / name) as file:
-                        (folder / name).write_bytes(file.read())
+                        (folder / _kept_name(name, self._endpoint.name)).write_bytes(file.read())
                 except FileNotFoundError:
                     continue
                 await self._endpoint.warden.unlink(self._folder / name)
@@ -147,6 +222,48 @@ class NamespaceEndpoint:
 
         await deadline.poll(ready, awaited=f"the generator at {self.name} to be ready", interval_s=0.002)
         return _InNamespace(self, folder, process)
+
+    async def launch(self, tag: str, argv: Sequence[str], *, output: str | None = None, deadline: Deadline) -> Program:
+        folder = SCRATCH / f"traffic-{tag}"
+        await self.warden.request("mkdir", path=str(folder))
+        content = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the program
+        try:
+            process = await self.warden.spawn(
+                f"{argv[0]} at {self.name}", argv, netns=self._netns, stdout=content.fileno(), cwd=str(folder)
+            )
+        except BaseException:
+            content.close()
+            raise
+        return _ProgramInNamespace(self, process, content, folder / output if output else None)
+
+    async def listens(self, port: int, *, udp: bool = False) -> bool:
+        process = await self.warden.spawn(f"ss at {self.name}", _listeners(port, udp=udp), netns=self._netns)
+        await process.wait(Deadline(10.0))
+        return bool(process.read_output().strip())
+
+
+@dataclass(frozen=True)
+class _ProgramInNamespace:
+    endpoint: NamespaceEndpoint
+    process: Process
+    content: IO[bytes]
+    output: Path | None
+
+    async def end(self, number: int, *, deadline: Deadline) -> Output:
+        await self.process.signal(number)
+        await self.process.wait(deadline)
+        with self.content as file:
+            file.seek(0)
+            content = file.read()
+        if self.output is not None:
+            try:
+                with await self.endpoint.warden.open(self.output) as written:
+                    content = written.read()
+            except FileNotFoundError:
+                content = b""
+            else:
+                await self.endpoint.warden.unlink(self.output)
+        return Output(content, self.process.tail())
 
 
 _DROPPED = re.compile(r"\(dropped (\d+),")

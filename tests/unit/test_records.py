@@ -25,7 +25,8 @@ FILE = encode_records(SENT, kind=RecordKind.SENT, stream=7, nonce=9, overflowed=
     st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(-(2**63), 2**63 - 1)), max_size=20),
 )
 def test_round_trip(kind: RecordKind, packets: list[tuple[int, int]]) -> None:
-    records = make_records(kind, seq=[seq for seq, _ in packets], sent_ns=[time for _, time in packets])
+    number, time = ("app_bytes", "time_ns") if kind is RecordKind.TCP else ("seq", "sent_ns")
+    records = make_records(kind, **{number: [seq for seq, _ in packets], time: [at for _, at in packets]})
     file = parse_records(encode_records(records, kind=kind, stream=1, nonce=2), name="x", kind=kind)
     assert file.kind is kind
     assert file.records.tolist() == records.tolist()

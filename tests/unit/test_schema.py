@@ -32,8 +32,9 @@ def test_the_scenario_refuses_unknown_keys_and_carries_the_limits() -> None:
     for kind in schemas()["scenario"]["$defs"].values():
         assert "enum" in kind or kind["additionalProperties"] is False
     traffic = definition("scenario", "TrafficSection")["properties"]
-    assert traffic["rate_pps"]["exclusiveMinimum"] == 0
-    assert (traffic["size"]["minimum"], traffic["size"]["maximum"]) == (32, 65507)
+    rate_pps, size = traffic["rate_pps"]["anyOf"][0], traffic["size"]["anyOf"][0]
+    assert rate_pps["exclusiveMinimum"] == 0
+    assert (size["minimum"], size["maximum"]) == (32, 65507)
     assert sorted(traffic["ip"]["enum"]) == [4, 6]
 
 
