@@ -57,8 +57,11 @@ class PlannedArm(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CampaignPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """`looks`: after these numbers of rounds `run_campaign` asks whether it may end; empty: never."""
+
     arms: tuple[PlannedArm, ...]
     repeat: int
+    looks: tuple[int, ...] = ()
 
     @property
     def runs(self) -> int:
@@ -81,12 +84,13 @@ def plan_campaign(
 
 async def run_campaign(
     plan: CampaignPlan, *, options: RunOptions, progress: Progress, directory: CampaignDirectory | None = None,
-    calibration: object = None, runner: Runner | None = None,
+    calibration: object = None, runner: Runner | None = None, clear: Callable[[Campaign], bool] | None = None,
 ) -> Campaign:
     """Run the plan. Every arm is checked before the first one boots.
 
     With a `directory` the campaign's state is in it after each run, also when this is interrupted. What can't work at all
     is raised at once; later failures end in their trial's `error`, but for a plan of one run, whose failure is raised.
+    At the plan's looks the campaign ends if `clear` says of the rounds so far that they are enough.
     """
     runner = runner or _OnThisHost()
     for arm in plan.arms:
@@ -108,12 +112,15 @@ async def run_campaign(
             if directory is not None:
                 arms = [(each.name, each.settings) for each in plan.arms]
                 directory.save(_campaign(plan, trials, calibration), arms=arms, repeat=plan.repeat)
+        if number + 1 in plan.looks[:-1] and clear is not None and clear(_campaign(plan, trials, calibration)):
+            progress(f"the answer is clear after {number + 1} of {plan.repeat} rounds")
+            break
     return _campaign(plan, trials, calibration)
 
 
 def _campaign(plan: CampaignPlan, trials: Sequence[Sequence[Trial]], calibration: object) -> Campaign:
     arms = [Arm(label=arm.label, trials=tuple(mine)) for arm, mine in zip(plan.arms, trials, strict=True)]
-    return Campaign(arms=tuple(arms), calibration=calibration)
+    return Campaign(arms=tuple(arms), calibration=calibration, looks=plan.looks)
 
 
 async def _try(runner: Runner, arm: PlannedArm, number: int, options: RunOptions, progress: Progress, *, alone: bool) -> Trial:

@@ -9,7 +9,7 @@ import msgspec
 
 from harness.model.result import Figure, RunResult
 
-__all__ = ["MAIN", "Reading", "Unit", "readings"]
+__all__ = ["DECISIVE", "MAIN", "Reading", "Unit", "readings"]
 
 
 class Unit(StrEnum):
@@ -31,6 +31,9 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
 
 MAIN = ("lost", "duplicated", "reordered", "unexplained", "compute_ms", "network_ms", "reported_ms", "tcp_stall_ms")
 """What a table shows; the other readings are those of single streams."""
+
+DECISIVE = ("lost", "network_ms")
+"""What a campaign that may stop early has to answer before it does."""
 
 _COUNTS = ("lost", "duplicated", "reordered", "late")
 

@@ -11,7 +11,7 @@ With `Looks` the test may be repeated while a campaign goes on. Each look spends
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 
 import msgspec
@@ -131,31 +131,38 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def judge(
-    samples: Mapping[Metric, Sample], *, alpha: float = ALPHA, looks: Looks | None = None
+    cases: Sequence[tuple[Metric, Sample]], *, alpha: float = ALPHA, looks: Looks | None = None
 ) -> tuple[Finding, ...]:
-    """A finding for each metric, all judged together. With `looks`, the rounds so far are taken as looks of that design."""
-    pairs = {metric: sample.arrays() for metric, sample in samples.items()}
-    ways = {metric: _p_values(metric, *pairs[metric], paired=sample.paired) for metric, sample in samples.items()}
-    nominal = {metric: min(1.0, 2 * min(up, down)) for metric, (up, down) in ways.items()}
-    adjusted = dict(zip(nominal, holm(list(nominal.values())), strict=True))
-    changed = {metric: p <= alpha for metric, p in adjusted.items()}
-    equal = {metric: _equal(metric, *pairs[metric], sample=samples[metric], alpha=alpha) for metric in samples}
-    if looks is not None:
-        changed = _sequential_changes(pairs, looks, alpha)
-        equal = {metric: _sequentially_equal(metric, *pairs[metric], looks=looks, alpha=alpha) for metric in samples}
+    """A finding for each case, all judged together. With `looks`, the rounds so far are taken as looks of that design.
+
+    A case whose runs could not be called different whatever came out (all counts 0, too few runs) costs the others nothing:
+    it can raise no false alarm.
+    """
+    pairs = [(metric, *sample.arrays(), sample.paired) for metric, sample in cases]
+    ways = [_p_values(metric, a, b, paired=paired) for metric, a, b, paired in pairs]
+    nominal = [min(1.0, 2 * min(way)) for way in ways]
+    able = [number for number, case in enumerate(pairs) if _attainable(*case) <= alpha]
+    adjusted = [1.0] * len(pairs)
+    for number, p in zip(able, holm([nominal[number] for number in able]), strict=True):
+        adjusted[number] = p
+    if looks is None:
+        changed = [p <= alpha for p in adjusted]
+        equal = [_equal(*case, alpha=alpha) for case in pairs]
+    else:
+        changed = _sequential_changes([(metric, a, b) for metric, a, b, _ in pairs], able, looks, alpha)
+        equal = [_sequentially_equal(metric, a, b, looks=looks, alpha=alpha) for metric, a, b, _ in pairs]
     found = []
-    for metric, sample in samples.items():
-        up, down = ways[metric]
+    for number, (metric, a, b, paired) in enumerate(pairs):
+        up, down = ways[number]
         change = Change.INCONCLUSIVE
-        if equal[metric]:
-            change = Change.UNCHANGED
-        elif changed[metric]:
+        if changed[number]:
             change = Change.REGRESSED if (up < down) is not metric.more_is_better else Change.IMPROVED
-        share = alpha / len(samples)
+        elif equal[number]:
+            change = Change.UNCHANGED
         found.append(
             _finding(
-                metric, *pairs[metric], sample=sample, change=change, p_value=nominal[metric],
-                p_adjusted=adjusted[metric] if looks is None else None, alpha=share,
+                metric, a, b, paired=paired, change=change, p_value=nominal[number],
+                p_adjusted=adjusted[number] if looks is None else None, alpha=alpha / max(len(able), 1),
             )
         )  # fmt: skip
     return tuple(found)
@@ -187,12 +194,22 @@ def _p_values(metric: Metric, a: Floats, b: Floats, *, paired: bool) -> tuple[fl
     return rank_sum_p(a + r, b), rank_sum_p(-a + r, -b)
 
 
+def _attainable(metric: Metric, a: Floats, b: Floats, paired: bool) -> float:
+    """The smallest two-sided p-value that any outcome could have given."""
+    if not a.size or not b.size:
+        return 1.0
+    if not paired:
+        return min(1.0, 2 / math.comb(a.size + b.size, a.size)) if np.unique(np.concatenate((a, b))).size > 1 else 1.0
+    sides = [b - a - metric.resolution, a - b - metric.resolution]
+    return min(1.0, 2 * min(0.5 ** np.count_nonzero(d) for d in sides))
+
+
 def _margin(metric: Metric, a: Floats) -> float:
     share = metric.margin_share * abs(float(np.median(a))) if a.size and metric.kind is Kind.TIME else 0.0
     return max(metric.margin, metric.resolution, share)
 
 
-def _equal(metric: Metric, a: Floats, b: Floats, *, sample: Sample, alpha: float) -> bool:
+def _equal(metric: Metric, a: Floats, b: Floats, paired: bool, *, alpha: float) -> bool:
     """Two one-sided tests: more than `margin` is ruled out on both sides."""
     if metric.kind is Kind.COUNT:
         return _never_differs(a, b)
@@ -200,7 +217,7 @@ def _equal(metric: Metric, a: Floats, b: Floats, *, sample: Sample, alpha: float
     if not a.size or not b.size or margin <= 0:
         return False
     moved = msgspec.structs.replace(metric, resolution=-margin)
-    return max(_p_values(moved, a, b, paired=sample.paired)) <= alpha
+    return max(_p_values(moved, a, b, paired=paired)) <= alpha
 
 
 def _never_differs(a: Floats, b: Floats) -> bool:
@@ -211,19 +228,19 @@ def _never_differs(a: Floats, b: Floats) -> bool:
 
 
 def _sequential_changes(
-    pairs: Mapping[Metric, tuple[Floats, Floats]], looks: Looks, alpha: float
-) -> dict[Metric, bool]:
-    """Holm's steps with a boundary for each metric and step: what is rejected leaves its share to the others."""
-    changed = dict.fromkeys(pairs, False)
+    pairs: Sequence[tuple[Metric, Floats, Floats]], able: Sequence[int], looks: Looks, alpha: float
+) -> list[bool]:
+    """Holm's steps with a boundary for each case and step: what is rejected leaves its share to the others."""
+    changed = [False] * len(pairs)
     while True:
-        open_ = [metric for metric, done in changed.items() if not done]
-        for metric in open_:
-            a, b = pairs[metric]
+        open_ = [number for number in able if not changed[number]]
+        for number in open_:
+            metric, a, b = pairs[number]
             share = alpha / len(open_) / 2
-            changed[metric] = any(
+            changed[number] = any(
                 _crossed(side * (b - a) - metric.resolution, looks, share, metric.scores) for side in (1, -1)
             )
-        if not open_ or not any(changed[metric] for metric in open_):
+        if not any(changed[number] for number in open_):
             return changed
 
 
@@ -250,7 +267,7 @@ def _crossed(differences: Floats, looks: Looks, alpha: float, scores: Scores) ->
 
 
 def _finding(
-    metric: Metric, a: Floats, b: Floats, *, sample: Sample, change: Change, p_value: float, p_adjusted: float | None,
+    metric: Metric, a: Floats, b: Floats, *, paired: bool, change: Change, p_value: float, p_adjusted: float | None,
     alpha: float,
 ) -> Finding:  # fmt: skip
     if not a.size or not b.size:
@@ -259,12 +276,12 @@ def _finding(
             difference=None, low=None, high=None, relative=None, effect=None, p_value=None, p_adjusted=None, smallest=None,
             change=Change.INCONCLUSIVE, why="there are no values to compare",
         )  # fmt: skip
-    shift, low, high = _shift(a, b, paired=sample.paired)
+    shift, low, high = _shift(a, b, paired=paired)
     base = float(np.median(a))
-    smallest = smallest_difference(a, b, paired=sample.paired, alpha=alpha, resolution=metric.resolution)
+    smallest = smallest_difference(a, b, paired=paired, alpha=alpha, resolution=metric.resolution)
     return Finding(
         metric=metric, a=median(a), b=median(b), runs=(a.size, b.size), difference=shift, low=low, high=high,
-        relative=shift / abs(base) if base else None, effect=_effect(a, b, paired=sample.paired), p_value=p_value,
+        relative=shift / abs(base) if base else None, effect=_effect(a, b, paired=paired), p_value=p_value,
         p_adjusted=p_adjusted, smallest=smallest, change=change,
         why=_why(metric, a, b, change=change, smallest=smallest),
     )  # fmt: skip

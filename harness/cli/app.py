@@ -140,7 +140,10 @@ def compare(
         typer.Argument(help="Scenarios, each with settings of its own if need be; run or campaign directories with --runs.", metavar="SCENARIO[:K=V,...]..."),
     ],
     settings: Annotated[list[str] | None, typer.Option("--set", help="Change a key in all arms.", metavar="K=V")] = None,
-    repeat: Annotated[int, typer.Option("--repeat", min=1, help="Rounds: each arm runs once in each.")] = 5,
+    repeat: Annotated[int, typer.Option("--repeat", min=1, help="Rounds: each arm runs once in each.")] = 10,
+    stop_early: Annotated[
+        bool, typer.Option("--stop-early", help="End before --repeat rounds when the answer is clear; raises no more false alarms.")
+    ] = False,
     cold: Annotated[bool, typer.Option("--cold", help="Boot the guests instead of starting from a saved state.")] = False,
     runs: Annotated[bool, typer.Option("--runs", help="Run nothing: compare finished runs, by their directories.")] = False,
     results: Results = None,
@@ -159,7 +162,10 @@ def compare(
     else:
         with reporting(quiet=json) as progress:
             campaign, directory = _run(
-                compare_arms(arms, settings=settings or [], repeat=repeat, cold=cold, results=_results(results), progress=progress)
+                compare_arms(
+                    arms, settings=settings or [], repeat=repeat, cold=cold, results=_results(results), progress=progress,
+                    stop_early=stop_early,
+                )
             )
     found = report(campaign, directory=directory)
     if json:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import msgspec
 
-from harness.analysis.comparison import Comparison, compare_campaign
+from harness.analysis.comparison import Comparison, all_clear, compare_campaign
+from harness.analysis.significance import Looks
 from harness.cache import cache_dir
 from harness.campaign import plan_campaign, run_campaign
 from harness.errors import TestbedError
@@ -49,15 +50,22 @@ async def run_scenarios(
 
 
 async def compare_arms(
-    arms: Sequence[str], *, settings: Sequence[str], repeat: int, cold: bool, results: Path, progress: Callable[[str], None]
+    arms: Sequence[str], *, settings: Sequence[str], repeat: int, cold: bool, results: Path, progress: Callable[[str], None],
+    stop_early: bool = False,
 ) -> tuple[Campaign, Path]:
-    """Run a campaign in a directory of its own below `results`."""
+    """Run a campaign in a directory of its own below `results`. With `stop_early` it ends at the first of its looks at which
+    every arm's decisive figures have a verdict."""
     parts = [split_arm(arm) for arm in arms]
     plan = plan_campaign(parts, labels=label_arms(arms), settings=settings, repeat=repeat)
+    if stop_early:
+        plan = msgspec.structs.replace(plan, looks=Looks.up_to(repeat).at)
     directory = CampaignDirectory.create(results)
     progress(f"campaign {directory.path}: {len(plan.arms)} arms, {repeat} rounds")
     options = RunOptions(results=directory.path, cache=cache_dir(), cold=cold)
-    return await run_campaign(plan, options=options, progress=progress, directory=directory), directory.path
+    campaign = await run_campaign(
+        plan, options=options, progress=progress, directory=directory, clear=lambda so_far: all_clear(compare_campaign(so_far))
+    )
+    return campaign, directory.path
 
 
 def report(campaign: Campaign, *, directory: Path | None) -> CampaignReport:

@@ -57,12 +57,14 @@ class Arm(msgspec.Struct, frozen=True, kw_only=True):
 class Campaign(msgspec.Struct, frozen=True, kw_only=True):
     """`interleaved`: run k of every arm belongs to the same round, so that differences may be taken by pairs.
 
-    `calibration` is the arm's result of `switchover calibrate` as plain values, where there was one.
+    `calibration` is the arm's result of `switchover calibrate` as plain values, where there was one. `looks`: the
+    numbers of rounds after which it was to be judged and might have ended, fixed before its first run.
     """
 
     arms: tuple[Arm, ...]
     interleaved: bool = True
     calibration: Any = None
+    looks: tuple[int, ...] = ()
 
     @property
     def runs(self) -> tuple[RunResult, ...]:
@@ -92,6 +94,7 @@ class CampaignFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     repeat: int
     arms: tuple[ArmFacts, ...]
     calibration: Any = None
+    looks: tuple[int, ...] = ()
 
 
 def split_arm(text: str) -> tuple[str, tuple[str, ...]]:

@@ -29,9 +29,9 @@ def comparison_table(comparison: Comparison) -> str:
     parts = [tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True, colalign=align)]
     changes = [each for each in comparison.differences if each.metric in shown]
     if changes:
-        how = "round by round" if changes[0].paired else "of the medians"
-        lines = [[c.b, _TITLES[c.metric], _interval(c), c.change, c.why] for c in changes]
-        heads = [f"against {comparison.arms[0].label}", "", f"difference {how}", "", ""]
+        how = "round by round" if changes[0].paired else "of all pairs"
+        lines = [[c.b, _TITLES[c.metric], _interval(c), _share(c.relative), _p(c), c.change, c.why] for c in changes]
+        heads = [f"against {comparison.arms[0].label}", "", f"difference {how}", "", "p", "", ""]
         parts.append(tabulate(lines, headers=heads, tablefmt="simple", disable_numparse=True))
     parts += [f"note: {note}" for note in comparison.notes]
     return "\n\n".join(parts)
@@ -57,6 +57,17 @@ def _cell(metric: MetricSummary | None) -> str:
     if middle.low is None or middle.high is None:
         return f"{middle.median:.1f}"
     return f"{middle.median:.1f} [{middle.low:.1f}, {middle.high:.1f}]"
+
+
+def _share(relative: float | None) -> str:
+    return "" if relative is None else f"{relative:+.1%}"
+
+
+def _p(change: MetricDifference) -> str:
+    """Corrected for all metrics of the table; in brackets where looks decided, and it is that of one look at the end."""
+    if change.p_adjusted is not None:
+        return f"{change.p_adjusted:.2g}"
+    return "" if change.p_value is None else f"({change.p_value:.2g})"
 
 
 def _interval(change: MetricDifference) -> str:

@@ -53,6 +53,7 @@ class CampaignDirectory:
         """Write campaign.json; `arms` are the scenario and the settings of each arm."""
         facts = CampaignFacts(
             campaign_id=self.path.name, repeat=repeat, calibration=msgspec.to_builtins(campaign.calibration),
+            looks=campaign.looks,
             arms=tuple(
                 ArmFacts(
                     label=arm.label, scenario=scenario, settings=tuple(settings),
@@ -96,7 +97,7 @@ class CampaignDirectory:
                 for t in arm.trials
             ]  # fmt: skip
             arms.append(Arm(label=arm.label, trials=tuple(trials)))
-        return Campaign(arms=tuple(arms), calibration=facts.calibration)
+        return Campaign(arms=tuple(arms), calibration=facts.calibration, looks=facts.looks)
 
 
 def _relative(directory: str | None) -> str | None:

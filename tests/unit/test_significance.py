@@ -91,7 +91,7 @@ def test_without_an_effect_six_metrics_together_raise_few_alarms() -> None:
     assert alarms <= 0.05
     # The same numbers through the front door, for a few that alarmed and a few that did not.
     for number in [*np.flatnonzero([min(p) <= ALPHA for p in ways])[:2], 0, 1]:
-        samples = {m: Sample(a=tuple(a[number, k]), b=tuple(b[number, k])) for k, m in enumerate(metrics)}
+        samples = [(m, Sample(a=tuple(a[number, k]), b=tuple(b[number, k]))) for k, m in enumerate(metrics)]
         assert [f.p_adjusted for f in judge(samples)] == pytest.approx([min(1, p) for p in ways[number]])
 
 
@@ -192,7 +192,7 @@ def test_more_runs_show_less() -> None:
 
 
 def one(metric: Metric, a: list[float], b: list[float], *, paired: bool = True, looks: Looks | None = None) -> Finding:
-    (found,) = judge({metric: Sample(a=tuple(a), b=tuple(b), paired=paired)}, looks=looks)
+    (found,) = judge([(metric, Sample(a=tuple(a), b=tuple(b), paired=paired))], looks=looks)
     return found
 
 
@@ -275,6 +275,16 @@ def test_unequal_pairs_are_refused() -> None:
         one(TIME, [1.0], [1.0, 2.0])
 
 
+def test_what_can_raise_no_alarm_costs_the_others_nothing() -> None:
+    weak = Sample(a=(0.0,) * 8, b=(1.0, -2, 3, 4, 5, 6, 7, 8))
+    none = Sample(a=(0.0,) * 8, b=(0.0,) * 8)
+    few = Sample(a=(0.0,) * 3, b=(9.0,) * 3)
+    metric = Metric(name="m", unit="ms", margin_share=0)
+    for looks in (None, Looks(at=(8,))):
+        found = judge([(LOST, none), (metric, weak), (metric, few), (LOST, few)], looks=looks)
+        assert [f.change for f in found] == [Change.INCONCLUSIVE, Change.REGRESSED, Change.INCONCLUSIVE, Change.INCONCLUSIVE]
+
+
 def test_holm_steps_down() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
@@ -308,9 +318,9 @@ def test_a_rejected_metric_leaves_its_share_to_the_others() -> None:
     weak = Sample(a=(0.0,) * 8, b=(1.0, -2, 3, 4, 5, 6, 7, 8))
     noisy = Sample(a=(0.0,) * 8, b=(-1.0, 2, -3, 4, -5, 6, -7, 8))
     names = [Metric(name=n, unit="ms", margin_share=0) for n in ("sure", "weak", "noisy")]
-    found = judge({names[2]: noisy, names[1]: weak, names[0]: sure}, alpha=0.056, looks=looks)
+    found = judge([(names[2], noisy), (names[1], weak), (names[0], sure)], alpha=0.056, looks=looks)
     assert [f.change for f in found] == [Change.INCONCLUSIVE, Change.REGRESSED, Change.REGRESSED]
-    found = judge({names[2]: noisy, names[1]: weak, names[0]: noisy}, alpha=0.056, looks=looks)
+    found = judge([(names[2], noisy), (names[1], weak), (names[0], noisy)], alpha=0.056, looks=looks)
     assert [f.change for f in found] == [Change.INCONCLUSIVE] * 3
 
 

@@ -1,4 +1,4 @@
-"""Medians, their intervals, and what a difference may be called."""
+"""Medians and their intervals."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.analysis.statistics import FEWEST, Change, compare, median
+from harness.analysis.statistics import FEWEST, median
 
 # A slow example on a busy machine is no failure.
 unhurried = settings(deadline=None)
@@ -50,35 +50,3 @@ def test_few_values_have_no_interval() -> None:
 def test_no_figure_without_figures(values: list[float]) -> None:
     with pytest.raises(ValueError, match="finite"):
         median(values)
-
-
-drift = np.linspace(0, 500, 20)
-noise = np.random.default_rng(2).normal(0, 1, 20)
-
-
-@pytest.mark.parametrize(
-    ("shift", "resolution", "change"),
-    [
-        (-10, 2, Change.IMPROVED),
-        (10, 2, Change.REGRESSED),
-        (0, 2, Change.UNCHANGED),
-        (10, 10, Change.INCONCLUSIVE),
-        (10, 50, Change.UNCHANGED),
-    ],
-)
-def test_pairs_take_the_drift_out(shift: float, resolution: float, change: Change) -> None:
-    a = drift + noise
-    b = drift + shift + noise[::-1]
-    found = compare(a.tolist(), b.tolist(), resolution=resolution)
-    assert found.change is change
-    assert found.difference.median == pytest.approx(shift, abs=1.5)
-
-
-def test_few_pairs_prove_nothing() -> None:
-    assert compare([100.0] * 4, [1.0] * 4, resolution=1).change is Change.INCONCLUSIVE
-    assert compare([100.0] * 5, [1.0] * 5, resolution=1).change is Change.IMPROVED
-
-
-def test_unequal_series_are_refused() -> None:
-    with pytest.raises(ValueError, match="equal lengths"):
-        compare([1.0], [1.0, 2.0], resolution=1)
