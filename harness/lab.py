@@ -28,6 +28,7 @@ from harness.capture.live import Injector, LiveTap
 from harness.errors import DeadlineError, SwitchoverError, TestbedError
 from harness.host.bridge import PortFlags
 from harness.host.deadline import Deadline
+from harness.host.learning import BridgeWatch
 from harness.host.network import MANAGEMENT_BRIDGE, Network, Port
 from harness.host.warden import Warden
 from harness.migrate.account import FrameAccount
@@ -136,6 +137,7 @@ class Lab:
         self._live: list[LiveTap] = []
         self._generation = 0
         self.endpoints: dict[str, Endpoint] = {}
+        self.learning: BridgeWatch | None = None
 
     async def __aenter__(self) -> Lab:
         return self
@@ -150,6 +152,7 @@ class Lab:
         began = time.monotonic()
         await self.warden.start()
         await self.network.start(mtu=self.settings.mtu)
+        self.learning = await self.network.watch_learning()
         self.figures["lab_s"] = time.monotonic() - began
         deadline = Deadline(self.settings.boot_s)
         if self.settings.peer is Peer.NAMESPACE:
@@ -183,6 +186,8 @@ class Lab:
         for live in self._live:
             with contextlib.suppress(OSError):
                 live.close()
+        if self.learning is not None:
+            self.learning.close()
         for last in (self.network.close, self.warden.close):
             try:
                 await last()

@@ -122,6 +122,8 @@ class Recording:
         await self._count_drops()
         captures = await self._stop_captures()
         merged = list(self._lab.timeline)
+        if self._lab.learning is not None:
+            merged += self._lab.learning.events
         for machine in self._lab.machines:
             traced = trace_events(machine)
             self._directory.write_events(traced, name=f"trace-{machine.spec.name}.jsonl")

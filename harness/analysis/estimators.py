@@ -109,6 +109,13 @@ _ESTIMATORS: tuple[tuple[str, str, str, Callable[[Exchanges, int], int | None]],
 )
 
 
+def interval_from_s(interval_s: float) -> int:
+    """Nanoseconds of an interval in seconds; `UsageError` for what no sender can keep."""
+    if not 1e-6 <= interval_s <= 86_400:  # also refuses NaN
+        raise UsageError(f"the sending interval must be between a microsecond and a day, not {interval_s:g} s")
+    return round(interval_s * 1e9)
+
+
 def estimate(series: Exchanges, *, interval_ns: int) -> Estimates:
     """All estimators on one series. Raises `UsageError` for an empty series or an interval that is not positive."""
     if interval_ns <= 0:

@@ -51,7 +51,10 @@ def readings(result: RunResult) -> dict[str, Reading]:
     found["tcp_stall_ms"] = Reading(unit=Unit.MS, value=max(stalls, default=None), resolution=1.0)
     total = result.migration.total_ms if result.migration is not None else None
     found["migration_ms"] = Reading(unit=Unit.MS, value=total, resolution=1.0)
+    resolution_of_split = max(downtime.compute_ms.resolution_ms, downtime.network_ms.resolution_ms)
     for stream in result.streams:
+        for part, length in stream.network_split.items():
+            found[f"streams.{stream.name}.split.{part}_ms"] = Reading(unit=Unit.MS, value=length, resolution=resolution_of_split)
         prefix, resolution = f"streams.{stream.name}.", downtime.network_ms.resolution_ms
         for name in _COUNTS:
             found[prefix + name] = _count(getattr(stream, name))

@@ -231,7 +231,28 @@ def why(
     analysis = analyze_run(RunDirectory.open(run))
     if stream not in analysis.ledgers:
         raise UsageError(f"{run} has no stream {stream!r}", hint=f"it has: {', '.join(analysis.ledgers)}")
-    print(story_text(analysis.ledgers[stream].explain(seq), start_ns=analysis.phases[0].start_ns if analysis.phases else 0))
+    result = analysis.result
+    start_ns = result.phases[0].start_ns if result.phases else 0
+    print(story_text(analysis.ledgers[stream].explain(seq), start_ns=start_ns, phases=result.phases, marks=result.marks))
+
+
+@app.command()
+def estimate(
+    file: Annotated[Path, typer.Argument(help="What `ping -D -O` printed.")],
+    interval_s: Annotated[float, typer.Option("--interval-s", help="The interval that ping was given (-i), in seconds.")],
+    json: Json = False,
+) -> None:
+    """What each published estimator makes of a ping log."""
+    from harness.analysis.estimators import estimate as work
+    from harness.analysis.estimators import interval_from_s, read_ping_log
+    from harness.report.estimates import estimates_table
+
+    interval_ns = interval_from_s(interval_s)
+    found = work(read_ping_log(file, interval_ns=interval_ns), interval_ns=interval_ns)
+    if json:
+        _print_json(found)
+    else:
+        print(estimates_table(found))
 
 
 @app.command()

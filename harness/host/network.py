@@ -21,6 +21,7 @@ from pyroute2 import AsyncIPRoute
 
 from harness.errors import TestbedError
 from harness.host.bridge import BridgeControl, PortFlags, port_message
+from harness.host.learning import BridgeWatch
 from harness.host.warden import Warden
 
 __all__ = ["MANAGEMENT_HOST", "Network", "Port", "PortCounters"]
@@ -180,6 +181,14 @@ class Network:
     def set_port(self, port: Port, flags: PortFlags) -> None:
         """Change a port's flags at once (some tens of microseconds)."""
         self.control.apply([port_message(port.ifindex, flags)])
+
+    async def watch_learning(self) -> BridgeWatch:
+        """Record what the bridges learn from now on; to be closed by the caller."""
+
+        def name_of(ifindex: int) -> str:
+            return next((port.name for port in self._ports if port.ifindex == ifindex), f"interface {ifindex}")
+
+        return BridgeWatch(await self._netlink_socket(), name_of=name_of)
 
     async def forwarding_entries(self, port: Port) -> list[str]:
         """MAC addresses that the bridge forwards to `port`, learned ones only."""

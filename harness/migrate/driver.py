@@ -178,6 +178,7 @@ class MigrationDriver:
             await qmp.command("migrate_cancel")
             return
         await self._mechanism.before_continue(self._context, stop_ns=stop_ns)
+        self._event("continue", {})
         await qmp.command("migrate-continue", state="pre-switchover")
 
     async def _unless_dead(self, work: Coroutine[Any, Any, str]) -> str:

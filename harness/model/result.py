@@ -13,11 +13,14 @@ from harness.model.scenario import Scenario
 __all__ = [
     "SCHEMA_VERSION",
     "CaptureResult",
+    "ClockResult",
+    "ClockStepResult",
     "Downtimes",
     "Figure",
     "GuestIdentity",
     "Latency",
     "LedgerClasses",
+    "MarkResult",
     "MigrationResult",
     "OutageResult",
     "Outcome",
@@ -104,7 +107,13 @@ class PhaseResult(_Record, frozen=True, kw_only=True):
 
 
 class StreamResult(_Record, frozen=True, kw_only=True):
-    """One stream in one direction. `lost` = sent - delivered; `passed` counts the delivered ones that a mechanism carried over."""
+    """One stream in one direction. `lost` = sent - delivered; `passed` counts the delivered ones that a mechanism carried over.
+
+    `network_downtime_ms` of a stream to the guest ends when the guest received, by its own clock mapped to the host's;
+    `earliest_downtime_ms` when it could have, by captures and the RESUME event alone. `longest_gap_ms`, `outages` and `latency_ms` are
+    by captures. `network_split`: the parts of the network downtime in milliseconds, whose sum is the downtime and one
+    sending interval. `estimates`: what each published formula makes of this stream, in milliseconds.
+    """
 
     name: str
     kind: str
@@ -123,6 +132,32 @@ class StreamResult(_Record, frozen=True, kw_only=True):
     latency_ms: Latency | None
     ledger: LedgerClasses
     lost_by_phase: dict[str, int]
+    earliest_downtime_ms: float | None = None
+    network_split: dict[str, float] = {}
+    estimates: dict[str, float | None] = {}
+
+
+class ClockStepResult(_Record, frozen=True, kw_only=True):
+    """What the guest's clock did across a stop, against the host's: -`stopped_ms` where it stood still, 0 where it went on."""
+
+    stop_ns: int
+    stopped_ms: float
+    step_ms: float
+
+
+class ClockResult(_Record, frozen=True, kw_only=True):
+    """The map of the mobile guest's clock to the host's."""
+
+    drift_ppm: float
+    steps: tuple[ClockStepResult, ...]
+
+
+class MarkResult(_Record, frozen=True, kw_only=True):
+    """One boundary within a switchover, and what told it."""
+
+    name: str
+    t_ns: int
+    evidence: str
 
 
 class TcpEnd(_Record, frozen=True, kw_only=True):
@@ -253,6 +288,8 @@ class RunResult(_Record, frozen=True, kw_only=True):
     devices: DevicesResult | None = None
     switchover_ack: AckResult | None = None
     announcements: tuple[Announcement, ...] = ()
+    clock: ClockResult | None = None
+    marks: tuple[MarkResult, ...] = ()
     captures: dict[str, CaptureResult] = {}
     figures: dict[str, float] = {}
     notes: tuple[str, ...] = ()

@@ -39,6 +39,7 @@ def run_table(result: RunResult) -> str:
         )
     if result.switchover_ack is not None:
         lines.append(f"  {_ack_line(result.switchover_ack)}")
+    lines += _split_lines(result)
     lines += [f"  failed: {line}" for line in result.expectations]
     lines += [f"  note: {note}" for note in result.notes]
     rows = [_stream_row(stream) for stream in result.streams]
@@ -99,6 +100,15 @@ def _us(value: float | None) -> str:
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def _split_lines(result: RunResult) -> list[str]:
+    """Where the first stream's network downtime went."""
+    split = result.streams[0].network_split if result.streams else {}
+    if not split:
+        return []
+    parts = ", ".join(f"{name} {length:.1f}" for name, length in split.items())
+    return [f"  of {result.streams[0].name}'s network downtime and one interval, ms: {parts}"]
 
 
 def _stream_row(stream: StreamResult) -> list[str]:

@@ -40,6 +40,7 @@ from harness.model.streams import UdpStream
 from harness.model.units import ms
 from harness.store.costs import switchover_costs
 from harness.store.frames import probes_of, read_frames
+from harness.store.measure import measure
 from harness.store.rundir import RunDirectory
 from harness.store.tcp import find_tcp
 from harness.store.witnesses import find_witnesses
@@ -77,7 +78,11 @@ def analyze_run(run: RunDirectory) -> Analysis:
     announced_ns = _announced_ns(facts, captures.get("destination"))
     found = phases(_milestones(facts, announced_ns))
     ledgers = account(streams, evidence=evidence, late_ns=_late_ns(streams, evidence, facts))
-    results = tuple(_stream_result(stream, ledgers[stream.name], found, windows) for stream in facts.streams)
+    drafts = tuple(_stream_result(stream, ledgers[stream.name], found, windows) for stream in facts.streams)
+    measures = measure(
+        facts, ledgers=ledgers, drafts=drafts, events=run.events(), windows=windows, destination=captures.get("destination")
+    )
+    results = measures.streams
     tcp = find_tcp(run, facts, captures.get("peer"), windows)
     witnesses = find_witnesses(run, facts, captures.get("peer"), tcp.connections)
     problems = _problems(facts, ledgers)
@@ -89,7 +94,8 @@ def analyze_run(run: RunDirectory) -> Analysis:
         mechanism=facts.scenario.mechanism, downtime=_downtimes(facts, results),
         phases=tuple(PhaseResult(name=p.name, start_ns=p.start_ns, end_ns=p.end_ns) for p in found),
         streams=results, tcp=tcp.results, tcp_counters=tcp.counters, witnesses=witnesses, migration=_migration(facts), devices=costs.devices,
-        switchover_ack=costs.switchover_ack, announcements=_announcements(captures),
+        switchover_ack=costs.switchover_ack, announcements=_announcements(captures), clock=measures.clock_result(),
+        marks=measures.mark_results(),
         captures={n: CaptureResult(packets=c.packets, dropped=c.dropped) for n, c in facts.captures.items()},
         figures={**facts.figures, **costs.figures}, notes=(*facts.notes, *costs.notes, *problems, *tcp.notes, *_witness_notes(witnesses)),
     )  # fmt: skip

@@ -49,7 +49,11 @@ def test_a_known_outage_loses_nothing_and_is_measured(guest_pair, udp):
     truth_ms = (record.resume_ns - record.stop_ns) / 1e6
     assert stream.ledger.lost == 0
     assert truth_ms >= 120
-    assert abs(stream.ledger.network_downtime_ms - truth_ms) <= 1.5
+    # How near it is to the truth is for `switchover calibrate` to say: a busy host only ever makes it longer.
+    assert stream.ledger.network_downtime_ms >= truth_ms - 2
+    assert abs(stream.ledger.earliest_downtime_ms - truth_ms) <= 1.5
+    (step,) = stream.result.clock.steps
+    assert step.step_ms <= -truth_ms
 
 
 def test_a_cancelled_migration_goes_on_at_the_source(guest_pair, udp):
