@@ -88,6 +88,10 @@ class LabSettings(msgspec.Struct, frozen=True, kw_only=True):
     peer: Peer = Peer.GUEST
     mtu: int = 1500
     queues: int = 1
+    enabled_queues: int | None = None
+    nic_properties: tuple[str, ...] = ()
+    destination_nic_properties: tuple[str, ...] = ()
+    migration_devices: tuple[str, ...] = ()
     vhost: bool = False
     management: bool = True
     static_neighbours: bool = True
@@ -96,10 +100,12 @@ class LabSettings(msgspec.Struct, frozen=True, kw_only=True):
     boot_s: float = 60.0
     state_uri: str
 
-    def spec(self, name: str, qemu: QemuInstall, addresses: Addresses, *, queues: int = 1) -> MachineSpec:
-        """The machine that runs a guest with these addresses."""
+    def spec(self, name: str, qemu: QemuInstall, addresses: Addresses, *, queues: int = 1, incoming: bool = False) -> MachineSpec:
+        """The machine that runs a guest with these addresses. `incoming`: a migration's destination."""
         mtu = self.mtu if self.mtu != 1500 else None
-        nics = [NicSpec(id=NIC, mac=addresses.mac, queues=queues, vhost=self.vhost, mtu=mtu)]
+        moves = addresses == MOBILE
+        properties = (*self.nic_properties, *(self.destination_nic_properties if incoming else ())) if moves else ()
+        nics = [NicSpec(id=NIC, mac=addresses.mac, queues=queues, vhost=self.vhost, mtu=mtu, migration_properties=properties)]
         if self.management:
             nics.append(NicSpec(id=MANAGEMENT_NIC, mac=addresses.management_mac))
         return MachineSpec(
@@ -107,6 +113,7 @@ class LabSettings(msgspec.Struct, frozen=True, kw_only=True):
             machine=self.machine, cpu=self.cpu or ("host" if self.accelerator == "kvm" else TCG_CPU),
             memory_mib=parse_size(self.memory) >> 20, vcpus=self.vcpus, kernel=str(self.image.kernel),
             initrd=str(self.image.initrd), append=KERNEL_ARGUMENTS, nics=tuple(nics),
+            migration_devices=self.migration_devices if moves else (),
         )  # fmt: skip
 
 
@@ -223,7 +230,7 @@ class Lab:
         return file
 
     def _machine(self, name: str, role: str, qemu: QemuInstall, addresses: Addresses, *, queues: int = 1, incoming: bool = False) -> Machine:
-        spec = self.settings.spec(name, qemu, addresses, queues=queues)
+        spec = self.settings.spec(name, qemu, addresses, queues=queues, incoming=incoming)
         warm = not incoming and not self.settings.cold
         spec = msgspec.structs.replace(spec, incoming=DEFERRED if incoming else self.settings.state_uri if warm else None, paused=warm)
         logs = MachineLogs(
@@ -304,6 +311,8 @@ class Lab:
             f"ip4={own.ip4}/{PREFIX4}", f"ip6={own.ip6}/{PREFIX6}", f"mtu={self.settings.mtu}",
             f"entropy={base64.b64encode(os.urandom(48)).decode()}", f"hostname={machine.spec.name}",
         ]
+        if self.settings.enabled_queues is not None and own == MOBILE:
+            words.append(f"queues={self.settings.enabled_queues}")
         if self.settings.management:
             words.append(f"mgmt={own.management}/{PREFIX4}")
         if self.settings.static_neighbours:
@@ -317,7 +326,7 @@ class Lab:
     async def _make_warm_state(self, spec: MachineSpec, path: Path) -> None:
         """Boot a guest in a lab of its own and save its state."""
         self._progress(f"booting a guest once, to start from its saved state later ({path.stem})")
-        plain = msgspec.structs.replace(spec, name="warm", incoming=None, paused=False)
+        plain = msgspec.structs.replace(spec.of_the_guest(), name="warm", incoming=None, paused=False)
         async with Warden() as warden, Network(warden) as network:
             await network.start(mtu=self.settings.mtu)
             taps = {nic.id: (await network.add_tap(f"warm-{nic.id}", queues=nic.queues)).fds for nic in spec.nics}
@@ -338,6 +347,9 @@ class Lab:
         assert self.mobile_side is not None
         account = self.mobile_side.account
         if account.synchronised:
+            return
+        if self.settings.queues > 1:
+            account.reason = f"the account follows one receive queue, and the NIC has {self.settings.queues}"
             return
         try:
             await account.sync(deadline=deadline.within(5.0))

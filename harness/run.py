@@ -32,6 +32,7 @@ from harness.store.rundir import RunDirectory
 from harness.traffic.witness import require_programs
 from harness.vm.discovery import discover
 from harness.vm.image import GuestImage, build_image, load_image
+from harness.vm.migration_devices import nic_properties, slow_device
 from harness.vm.warm import state_uri
 
 __all__ = ["RunOptions", "prepare", "run_scenario"]
@@ -65,6 +66,8 @@ async def prepare(scenario: Scenario, *, options: RunOptions, progress: Progress
         cpu=scenario.guest.cpu, peer=scenario.network.peer, mtu=scenario.network.mtu, queues=scenario.network.queues,
         vhost=scenario.network.vhost, management=scenario.guest.management,
         static_neighbours=scenario.network.static_neighbours, destination_port=scenario.network.destination_port,
+        enabled_queues=scenario.network.enabled_queues, nic_properties=nic_properties(scenario.network)[0],
+        destination_nic_properties=nic_properties(scenario.network)[1], migration_devices=slow_device(scenario.guest.slow_device),
         cold=options.cold, state_uri=state_uri(features[0]),
     )  # fmt: skip
 

@@ -15,6 +15,7 @@ __all__ = ["DECISIVE", "MAIN", "Reading", "Unit", "readings"]
 class Unit(StrEnum):
     PACKETS = "packets"
     MS = "ms"
+    US = "us"
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +53,9 @@ def readings(result: RunResult) -> dict[str, Reading]:
     total = result.migration.total_ms if result.migration is not None else None
     found["migration_ms"] = Reading(unit=Unit.MS, value=total, resolution=1.0)
     resolution_of_split = max(downtime.compute_ms.resolution_ms, downtime.network_ms.resolution_ms)
+    for name, spent_us in result.figures.items():
+        if name.endswith("_us"):
+            found[f"figures.{name}"] = Reading(unit=Unit.US, value=spent_us, resolution=1.0)
     for stream in result.streams:
         for part, length in stream.network_split.items():
             found[f"streams.{stream.name}.split.{part}_ms"] = Reading(unit=Unit.MS, value=length, resolution=resolution_of_split)

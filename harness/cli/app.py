@@ -146,6 +146,10 @@ def compare(
     ] = False,
     cold: Annotated[bool, typer.Option("--cold", help="Boot the guests instead of starting from a saved state.")] = False,
     runs: Annotated[bool, typer.Option("--runs", help="Run nothing: compare finished runs, by their directories.")] = False,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option("--metric", help="Show these readings instead of the main ones: figures.virtio_net_load_us, figures.*", metavar="NAME"),
+    ] = None,
     results: Results = None,
     json: Json = False,
 ) -> None:
@@ -171,7 +175,7 @@ def compare(
     if json:
         _print_json(found)
     else:
-        print(comparison_table(found.comparison))
+        print(comparison_table(found.comparison, metrics=metric or []))
         if directory is not None:
             print(f"\n{directory}")
     if not campaign.runs or found.failures:

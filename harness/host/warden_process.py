@@ -33,7 +33,7 @@ IFF_TAP, IFF_NO_PI, IFF_MULTI_QUEUE, IFF_VNET_HDR = 0x0002, 0x1000, 0x0100, 0x40
 SIOCGIFINDEX = 0x8933
 SCRATCH = "/dev/shm"  # exists everywhere, and a private tmpfs over it hides nothing that a guest needs
 MAX_MESSAGE = 1 << 18
-MAX_FDS = 64
+MAX_FDS = 250  # the kernel carries 253 in one message
 
 libc = ctypes.CDLL(None, use_errno=True)
 

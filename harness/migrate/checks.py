@@ -25,7 +25,13 @@ def check_plan(plan: MigrationPlan, *, scenario: Scenario, source: Features, des
         raise UsageError(
             f"{plan.mechanism} works with one queue, network.queues is {scenario.network.queues}", hint="set network.queues to 1"
         )
+    wanted = {*plan.capabilities, *mechanism.capabilities}
+    if "switchover-ack" in wanted and "return-path" not in wanted:
+        raise UsageError("switchover-ack needs return-path: the ACK comes on it", hint='add "return-path" to the capabilities')
     for side, features in (("source", source), ("destination", destination)):
+        for needed in _needs(scenario):
+            if reasons := features.lacking([needed]):
+                raise FeatureLackError(f"the {side}: {reasons[0]}", hint="the build named reference has it")
         for capability in (*plan.capabilities, *mechanism.capabilities):
             if capability not in features.capabilities:
                 near = difflib.get_close_matches(capability, features.capabilities, n=1)
@@ -40,3 +46,13 @@ def check_plan(plan: MigrationPlan, *, scenario: Scenario, source: Features, des
                     f"the {side}'s QEMU {features.version} has no migration parameter {parameter!r}",
                     hint=f"did you mean {near[0]!r}?" if near else "switchover features shows what it has",
                 )
+
+
+def _needs(scenario: Scenario) -> list[str]:
+    """What the scenario's devices need of both QEMUs."""
+    needs = ["slow-device"] if scenario.guest.slow_device is not None else []
+    if scenario.network.iterative_delta:
+        needs.append("device-property:virtio-net-pci.x-iterative-delta")
+    if scenario.network.iterative_control != "none":
+        needs.append(f"device-property:virtio-net-pci.x-iterative-control-{scenario.network.iterative_control}")
+    return needs

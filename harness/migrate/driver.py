@@ -89,8 +89,13 @@ class MigrationDriver:
                 await source.qmp.command("migrate", uri=self._uri())
                 if self._plan.mode is MigrationMode.POSTCOPY:
                     await source.qmp.command("migrate-start-postcopy")
-                status = await self._unless_dead(self._follow(watch))
-            wanted = "cancelled" if self._plan.cancel_at_switchover else "completed"
+                canceller = asyncio.ensure_future(self._cancel_later())
+                try:
+                    status = await self._unless_dead(self._follow(watch))
+                finally:
+                    canceller.cancel()
+                    await asyncio.gather(canceller, return_exceptions=True)
+            wanted = "cancelled" if self._plan.cancels else "completed"
             info = await self._final_info(status)
             if status != wanted:
                 await self._after_failure()
@@ -180,6 +185,12 @@ class MigrationDriver:
         await self._mechanism.before_continue(self._context, stop_ns=stop_ns)
         self._event("continue", {})
         await qmp.command("migrate-continue", state="pre-switchover")
+
+    async def _cancel_later(self) -> None:
+        if self._plan.cancel_after_ms is not None:
+            await asyncio.sleep(self._plan.cancel_after_ms / 1000)
+            self._event("cancel", {})
+            await self._source.machine.qmp.command("migrate_cancel")
 
     async def _unless_dead(self, work: Coroutine[Any, Any, str]) -> str:
         """Await `work`, unless one of the two machines dies first.

@@ -114,7 +114,7 @@ def check_expectations(result: RunResult) -> tuple[Verdict, tuple[str, ...]]:
     expect: dict[str, Any] = dict(result.scenario.expect)
     if not expect:
         return (Verdict.INCONCLUSIVE if result.outcome is Outcome.INCONCLUSIVE else Verdict.NO_BASELINE), ()
-    planned = Outcome.CANCELLED if result.scenario.migration.cancel_at_switchover else Outcome.COMPLETED
+    planned = Outcome.CANCELLED if result.scenario.migration.cancels else Outcome.COMPLETED
     if "outcome" not in expect and result.outcome is not Outcome.INCONCLUSIVE:
         expect = {"outcome": planned.value, **expect}
     answers: list[bool | None] = []

@@ -398,6 +398,7 @@ def _stays(scenario: Scenario) -> bool:
 def _least_s(scenario: Scenario) -> float:
     migration, timing = scenario.migration, scenario.timing
     stop_ms = migration.outage_ms if migration.mode is MigrationMode.STOP_CONT else migration.hold_ms
+    stop_ms += migration.cancel_after_ms or 0.0
     return timing.settle_s + stop_ms / 1000 + timing.tail_s + timing.drain_s
 
 
@@ -410,6 +411,24 @@ _RULES: tuple[_Rule, ...] = (
           lambda s: _stays(s) and s.migration.hold_ms > 0, _NOT_IN_MODE, "set it to 0" + _MIGRATES),
     _Rule(("migration.cancel_at_switchover", "migration.mode"),
           lambda s: _stays(s) and s.migration.cancel_at_switchover, _NOT_IN_MODE, "set it to false" + _MIGRATES),
+    _Rule(("migration.cancel_after_ms", "migration.mode"),
+          lambda s: _stays(s) and s.migration.cancel_after_ms is not None, _NOT_IN_MODE, "leave it out" + _MIGRATES),
+    _Rule(("migration.cancel_after_ms", "migration.cancel_at_switchover"),
+          lambda s: s.migration.cancel_after_ms is not None and s.migration.cancel_at_switchover,
+          "a migration is cancelled once, and cancel_at_switchover is true", "leave one of them out"),
+    _Rule(("migration.capabilities",),
+          lambda s: "switchover-ack" in s.migration.capabilities and "return-path" not in s.migration.capabilities,
+          "switchover-ack needs return-path: the ACK comes on it", 'add "return-path"'),
+    _Rule(("network.iterative_delta", "migration.capabilities"),
+          lambda s: s.network.iterative_delta and "virtio-iterative" not in s.migration.capabilities,
+          "means nothing without the capability virtio-iterative", 'add "virtio-iterative" to migration.capabilities'),
+    _Rule(("network.iterative_control", "migration.capabilities"),
+          lambda s: s.network.iterative_control == "reset" and "virtio-iterative" not in s.migration.capabilities,
+          "without the capability virtio-iterative there is no load at the setup",
+          'add "virtio-iterative" to migration.capabilities'),
+    _Rule(("network.enabled_queues", "network.queues"),
+          lambda s: (s.network.enabled_queues or 1) > s.network.queues,
+          "the NIC has {s.network.queues} queue pairs", "take fewer, or more queues"),
     _Rule(("migration.capabilities", "migration.mode"),
           lambda s: _stays(s) and bool(s.migration.capabilities), _NOT_IN_MODE, "set it to []" + _MIGRATES),
     _Rule(("migration.parameters", "migration.mode"),
@@ -439,7 +458,8 @@ _RULES: tuple[_Rule, ...] = (
     _Rule(("guest.modules", "guest.kernel"),
           lambda s: s.guest.modules is not None and s.guest.kernel is None,
           "modules belong to a kernel, and none is given", "give guest.kernel too"),
-    _Rule(("timing.timeout_s", "timing.settle_s", "timing.tail_s", "timing.drain_s", "migration.hold_ms", "migration.outage_ms"),
+    _Rule(("timing.timeout_s", "timing.settle_s", "timing.tail_s", "timing.drain_s", "migration.hold_ms", "migration.outage_ms",
+           "migration.cancel_after_ms"),
           lambda s: s.timing.timeout_s <= _least_s(s),
           "is too short: settling, stop, tail and draining alone take longer or as long",
           "take a larger one, and leave time for booting and migrating"),

@@ -22,6 +22,7 @@ class MigrationPlan(msgspec.Struct, frozen=True, kw_only=True):
     hold_ms: float = 0.0
     outage_ms: float = 100.0
     cancel_at_switchover: bool = False
+    cancel_after_ms: float | None = None
 
     @classmethod
     def from_section(cls, section: MigrationSection, *, mechanism: str) -> MigrationPlan:
@@ -34,7 +35,13 @@ class MigrationPlan(msgspec.Struct, frozen=True, kw_only=True):
             hold_ms=section.hold_ms,
             outage_ms=section.outage_ms,
             cancel_at_switchover=section.cancel_at_switchover,
+            cancel_after_ms=section.cancel_after_ms,
         )
+
+    @property
+    def cancels(self) -> bool:
+        """Whether the migration is meant to end cancelled."""
+        return self.cancel_at_switchover or self.cancel_after_ms is not None
 
     @property
     def pauses(self) -> bool:

@@ -22,6 +22,7 @@ __all__ = [
     "Peer",
     "QemuSection",
     "Scenario",
+    "SlowDeviceSection",
     "TcpMode",
     "TimingSection",
     "TrafficKind",
@@ -97,12 +98,19 @@ Name = Annotated[
         description="1 to 64 letters, digits, dots, hyphens and underscores, a letter or digit first",
     ),
 ]
-Queues = Annotated[int, Meta(ge=1, le=8)]
+Queues = Annotated[int, Meta(ge=1, le=64)]
 Seconds = Annotated[float, Meta(ge=0, le=86_400)]
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of all sections: frozen, named fields only, unknown keys refused."""
+
+
+class SlowDeviceSection(_Section, frozen=True):
+    """A test device whose migration destination needs `prepare_ms` to get ready (-1: for ever), and that takes part in switchover-ack or not."""
+
+    prepare_ms: Annotated[int, Meta(ge=-1, le=60_000)] = 0
+    ack: bool = True
 
 
 class GuestSection(_Section, frozen=True):
@@ -116,15 +124,24 @@ class GuestSection(_Section, frozen=True):
     modules: str | None = None
     image: str | None = None
     management: bool = True
+    slow_device: SlowDeviceSection | None = None
 
 
 class NetworkSection(_Section, frozen=True):
-    """`static_neighbours`: permanent ARP and ND entries, so that address resolution adds nothing of its own."""
+    """`static_neighbours`: permanent ARP and ND entries, so that address resolution adds nothing of its own.
+
+    `queues`: queue pairs of the NIC under test; `enabled_queues`: how many the guest uses (else what its driver chooses).
+    `iterative_delta`: what virtio-iterative sends at the stop is only what changed; `iterative_control` (on the destination): reset the
+    device after the setup's load, or load the stop's state twice.
+    """
 
     topology: Literal["one-bridge"] = "one-bridge"
     peer: Peer = Peer.GUEST
     mtu: Annotated[int, Meta(ge=1280, le=9000)] = 1500
     queues: Queues = 1
+    enabled_queues: Queues | None = None
+    iterative_delta: bool = False
+    iterative_control: Literal["none", "reset", "twice"] = "none"
     vhost: bool = False
     destination_port: DestinationPort = DestinationPort.AT_RESUME
     static_neighbours: bool = True
@@ -138,7 +155,10 @@ class QemuSection(_Section, frozen=True):
 
 
 class MigrationSection(_Section, frozen=True):
-    """`hold_ms`: stay in pre-switchover for at least this long. `outage_ms`: how long `stop-cont` stops the guest."""
+    """`hold_ms`: stay in pre-switchover for at least this long. `outage_ms`: how long `stop-cont` stops the guest.
+
+    `cancel_after_ms`: cancel so long after the start, if the guest has not moved by then.
+    """
 
     mode: MigrationMode = MigrationMode.PRECOPY
     transport: Literal["unix", "tcp"] = "unix"
@@ -147,6 +167,12 @@ class MigrationSection(_Section, frozen=True):
     hold_ms: Annotated[float, Meta(ge=0, le=60_000)] = 0.0
     outage_ms: Annotated[float, Meta(ge=1, le=60_000)] = 100.0
     cancel_at_switchover: bool = False
+    cancel_after_ms: Annotated[float, Meta(ge=0, le=600_000)] | None = None
+
+    @property
+    def cancels(self) -> bool:
+        """Whether the migration is meant to end cancelled."""
+        return self.cancel_at_switchover or self.cancel_after_ms is not None
 
 
 class TrafficSection(_Section, frozen=True):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+
 from tabulate import tabulate
 
 from harness.analysis.comparison import ArmSummary, Comparison, MetricDifference, MetricSummary
 from harness.analysis.metrics import MAIN, Unit
+from harness.errors import UsageError
 
 __all__ = ["comparison_table"]
 
@@ -15,26 +20,38 @@ _TITLES = {
 }  # fmt: skip
 
 
-def comparison_table(comparison: Comparison) -> str:
-    """Each arm's medians with 95 % intervals (counts: median and extremes), then the differences to the first arm."""
+def comparison_table(comparison: Comparison, *, metrics: Sequence[str] = ()) -> str:
+    """Each arm's medians with 95 % intervals (counts: median and extremes), then the differences to the first arm.
+
+    `metrics` are names of readings, or patterns (`figures.virtio_net_*`), in place of the main ones. `UsageError` for one that no run has.
+    """
     if not comparison.arms:
         return "\n".join(["no run was finished", *comparison.notes])
-    shown = [name for name in MAIN if any(name in arm.metrics for arm in comparison.arms)]
+    known = list(dict.fromkeys(name for arm in comparison.arms for name in arm.metrics))
+    for wanted in metrics:
+        if not any(fnmatchcase(name, wanted) for name in known):
+            near = get_close_matches(wanted, known, n=1)
+            raise UsageError(f"no run has a reading {wanted!r}", hint=f"did you mean {near[0]!r}?" if near else "--json shows all readings")
+    shown = [name for name in known if any(fnmatchcase(name, wanted) for wanted in metrics)] or [n for n in MAIN if n in known]
     rows = [
         [arm.label, str(arm.runs), *(_cell(arm.metrics.get(name)) for name in shown), _remarks(arm)]
         for arm in comparison.arms
     ]
-    headers = ["arm", "n", *(_TITLES[name] for name in shown), ""]
+    headers = ["arm", "n", *(_title(name) for name in shown), ""]
     align = ["left", *["right"] * (len(shown) + 1), "left"]
     parts = [tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True, colalign=align)]
     changes = [each for each in comparison.differences if each.metric in shown]
     if changes:
         how = "round by round" if changes[0].paired else "of all pairs"
-        lines = [[c.b, _TITLES[c.metric], _interval(c), _share(c.relative), _p(c), c.change, c.why] for c in changes]
+        lines = [[c.b, _title(c.metric), _interval(c), _share(c.relative), _p(c), c.change, c.why] for c in changes]
         heads = [f"against {comparison.arms[0].label}", "", f"difference {how}", "", "p", "", ""]
         parts.append(tabulate(lines, headers=heads, tablefmt="simple", disable_numparse=True))
     parts += [f"note: {note}" for note in comparison.notes]
     return "\n\n".join(parts)
+
+
+def _title(metric: str) -> str:
+    return _TITLES.get(metric, metric.removeprefix("figures.").replace("_", " "))
 
 
 def _remarks(arm: ArmSummary) -> str:
@@ -54,9 +71,10 @@ def _cell(metric: MetricSummary | None) -> str:
         if metric.lowest == metric.highest:
             return f"{middle.median:g}"
         return f"{middle.median:g} ({metric.lowest:g}..{metric.highest:g})"
+    digits = 1 if metric.unit is Unit.MS else 0
     if middle.low is None or middle.high is None:
-        return f"{middle.median:.1f}"
-    return f"{middle.median:.1f} [{middle.low:.1f}, {middle.high:.1f}]"
+        return f"{middle.median:.{digits}f}"
+    return f"{middle.median:.{digits}f} [{middle.low:.{digits}f}, {middle.high:.{digits}f}]"
 
 
 def _share(relative: float | None) -> str:

@@ -63,7 +63,9 @@ def device_table(result: DevicesResult, *, most: int = 5) -> str:
     """The most expensive devices of a switchover; one line where there is nothing to show."""
     if not result.devices:
         return f"devices: {result.reason}"
-    shown, rest = result.devices[:most], result.devices[most:]
+    # What a feature under test changed is shown, however little it costs.
+    shown = [*result.devices[:most], *(cost for cost in result.devices[most:] if cost.setup_load_us is not None)]
+    rest = [cost for cost in result.devices if cost not in shown]
     columns: dict[str, list[str]] = {
         "device": [c.name + (f" ({c.nic})" if c.nic else "") + (f" #{c.instance}" if c.instance else "") for c in shown],
         "iterable": ["yes" if c.iterable else "no" for c in shown],

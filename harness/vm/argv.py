@@ -39,7 +39,7 @@ class Descriptor(IntEnum):
 
 
 class NicSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A virtio-net device on a TAP whose queues are inherited."""
+    """A virtio-net device on a TAP whose queues are inherited. `migration_properties`: those of which the guest knows nothing."""
 
     id: str
     mac: str
@@ -47,12 +47,13 @@ class NicSpec(msgspec.Struct, frozen=True, kw_only=True):
     vhost: bool = False
     mtu: int | None = None
     properties: tuple[str, ...] = ()
+    migration_properties: tuple[str, ...] = ()
 
 
 class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything the command line depends on. `argv_prefix` starts the binary; `data_dirs` are firmware folders.
 
-    `incoming`: where the guest comes from: `DEFERRED` until the monitor says it, or a saved state (`harness.vm.warm.state_uri`).
+    `migration_devices`: test devices without a side for the guest. `incoming`: where the guest comes from: `DEFERRED` until the monitor says it, or a saved state (`harness.vm.warm.state_uri`).
     """
 
     name: str
@@ -70,7 +71,13 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     incoming: str | None = None
     paused: bool = False
     traces: tuple[str, ...] = TRACES
+    migration_devices: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
+
+    def of_the_guest(self) -> MachineSpec:
+        """Without whatever the guest knows nothing of: a saved state of the guest does not depend on it."""
+        nics = tuple(msgspec.structs.replace(nic, migration_properties=()) for nic in self.nics)
+        return msgspec.structs.replace(self, nics=nics, migration_devices=())
 
 
 def tap_descriptors(spec: MachineSpec) -> dict[str, list[int]]:
@@ -90,7 +97,7 @@ def _nic_argv(nic: NicSpec, fds: list[int]) -> list[str]:
         device += f",mq=on,vectors={2 * nic.queues + 2}"
     if nic.mtu is not None:
         device += f",host_mtu={nic.mtu}"
-    device += "".join(f",{property}" for property in nic.properties)
+    device += "".join(f",{property}" for property in (*nic.properties, *nic.migration_properties))
     return [
         "-netdev", f"tap,id={nic.id}-netdev,{handles},vhost={'on' if nic.vhost else 'off'}",
         "-device", device,
@@ -126,6 +133,8 @@ def machine_argv(spec: MachineSpec) -> list[str]:
         argv += ["-L", folder]
     for nic in spec.nics:
         argv += _nic_argv(nic, fds[nic.id])
+    for device in spec.migration_devices:
+        argv += ["-device", device]
     if spec.traces:
         argv += ["-msg", "timestamp=on"]  # without it the log backend writes no times
     for pattern in spec.traces:

@@ -314,3 +314,16 @@ def test_the_table_shows_counts_as_counts_and_no_figure_that_nobody_has():
     table = comparison_table(compare_campaign(Campaign(arms=(arm("a", [result(lost=k) for k in (3, 1, 2)]),))))
     assert "2 (1..3)" in table
     assert "reported" not in table
+
+
+def test_figures_in_microseconds_are_readings_and_are_shown_when_asked_for():
+    runs = [result(figures={"virtio_net_load_us": 700.0 + k, "ready_s": 1.5}) for k in range(6)]
+    comparison = compare_campaign(Campaign(arms=(arm("a", runs), arm("b", runs))))
+    assert "figures.ready_s" not in comparison.arms[0].metrics
+    table = comparison_table(comparison, metrics=["figures.virtio_*"])
+    assert "virtio net load us" in table
+    assert "70" in table
+    assert "compute" not in table
+    with pytest.raises(UsageError, match=r"virtio_net_lod_us") as caught:
+        comparison_table(comparison, metrics=["figures.virtio_net_lod_us"])
+    assert "virtio_net_load_us" in (caught.value.hint or "")

@@ -27,6 +27,7 @@ from harness.model.scenario import (
     Peer,
     QemuSection,
     Scenario,
+    SlowDeviceSection,
     TimingSection,
     TrafficSection,
 )
@@ -42,20 +43,27 @@ nested = st.recursive(
     plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3), max_leaves=5
 )
 
+
+
+def _with_what_they_need(capabilities: list[str]) -> tuple[str, ...]:
+    return ("return-path", *capabilities) if "switchover-ack" in capabilities else tuple(capabilities)
+
+
 guests = st.builds(
-    GuestSection, memory=st.sampled_from(["64M", "256M", "1G", "2 GiB"]), vcpus=st.integers(1, 16), cpu=st.none() | paths,
+    GuestSection, slow_device=st.none() | st.builds(SlowDeviceSection, prepare_ms=st.integers(-1, 60_000), ack=st.booleans()), memory=st.sampled_from(["64M", "256M", "1G", "2 GiB"]), vcpus=st.integers(1, 16), cpu=st.none() | paths,
     kernel=paths, modules=st.none() | paths, image=st.none() | paths, management=st.booleans(),
 )  # fmt: skip
 networks = st.builds(
-    NetworkSection, peer=st.sampled_from(Peer), mtu=st.integers(1280, 9000), queues=st.integers(1, 8), vhost=st.booleans(),
+    NetworkSection, peer=st.sampled_from(Peer), mtu=st.integers(1280, 9000), queues=st.integers(8, 64), vhost=st.booleans(),
+    enabled_queues=st.none() | st.integers(1, 8), iterative_control=st.sampled_from(["none", "twice"]),
     destination_port=st.sampled_from(DestinationPort), static_neighbours=st.booleans(),
 )  # fmt: skip
 migrations = st.builds(
     MigrationSection, mode=st.sampled_from([MigrationMode.PRECOPY, MigrationMode.POSTCOPY]), transport=st.sampled_from(["unix", "tcp"]),
-    capabilities=st.lists(st.sampled_from(KNOWN_NAMES["capability"]), max_size=3).map(tuple),
+    capabilities=st.lists(st.sampled_from(KNOWN_NAMES["capability"]), max_size=3).map(_with_what_they_need),
     parameters=st.dictionaries(st.sampled_from(KNOWN_NAMES["parameter"]), nested, max_size=3),
-    hold_ms=st.floats(0, 60_000), cancel_at_switchover=st.booleans(),
-) | st.builds(MigrationSection, mode=st.just(MigrationMode.STOP_CONT), outage_ms=st.floats(1, 60_000))  # fmt: skip
+    hold_ms=st.floats(0, 30_000), cancel_after_ms=st.none() | st.floats(0, 30_000),
+) | st.builds(MigrationSection, cancel_at_switchover=st.booleans()) | st.builds(MigrationSection, mode=st.just(MigrationMode.STOP_CONT), outage_ms=st.floats(1, 60_000))  # fmt: skip
 traffics = st.builds(
     TrafficSection, direction=st.sampled_from(Direction), cast=st.sampled_from([Cast.UNICAST, Cast.MULTICAST]),
     rate_pps=st.floats(0.001, 200_000), size=st.integers(32, 65_507), ip=st.sampled_from([4, 6]),
