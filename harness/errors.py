@@ -4,7 +4,8 @@
 
     SwitchoverError                exit 2   root; a message for people and, where there is one, the mend
     |-- UsageError                 exit 4   bad usage or a bad file
-    |   `-- ScenarioError                   a scenario that can't be meant: names file, key, value and mend
+    |   |-- ScenarioError                   a scenario that can't be meant: names file, key, value and mend
+    |   `-- BundleError                     an archive of a run that is refused: one line, whatever is in it
     |-- EnvironmentLackError       exit 3   this environment lacks something
     |   `-- FeatureLackError                the QEMU at hand lacks a feature
     `-- TestbedError               exit 2   the testbed, or something it runs, broke
@@ -16,6 +17,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "BundleError",
     "DeadlineError",
     "EnvironmentLackError",
     "FeatureLackError",
@@ -53,6 +55,14 @@ class UsageError(SwitchoverError):
 
 class ScenarioError(UsageError):
     """A scenario file or setting that is wrong."""
+
+
+class BundleError(UsageError):
+    """A bundle that is refused. Its message is one printable line, even where it quotes what a stranger wrote."""
+
+    def __init__(self, message: str) -> None:
+        line = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in message)
+        super().__init__(line if len(line) <= 400 else f"{line[:397]}...")
 
 
 class EnvironmentLackError(SwitchoverError):

@@ -238,6 +238,8 @@ class Lab:
             console=self._log(f"console-{name}.log", "wb"),
         )
         machine = Machine(spec, role=role, warden=self.warden, timeline=self.timeline, logs=logs)
+        if self._logs is not None:
+            (self._logs / f"argv-{name}.json").write_text(json.dumps(machine.argv, indent=1) + "\n")
         self._machines.append(machine)
         return machine
 

@@ -13,6 +13,15 @@ from harness.builds._build import REFERENCE, build
 from harness.builds._catalogue import list_qemus, resolve_qemu
 from harness.builds._fetch import FETCHABLE, fetch
 from harness.builds._install import QemuInstall
+from harness.builds._portable import (
+    PatchFile,
+    QemuRecipe,
+    find_build,
+    patch_problem,
+    patches_of_build,
+    recipe_of,
+    recipe_problem,
+)
 from harness.builds._process import Progress
 from harness.builds._toolchain import BUILD_PACKAGES
 
@@ -20,10 +29,17 @@ __all__ = [
     "BUILD_PACKAGES",
     "FETCHABLE",
     "REFERENCE",
+    "PatchFile",
     "Progress",
     "QemuInstall",
+    "QemuRecipe",
     "build",
     "fetch",
+    "find_build",
     "list_qemus",
+    "patch_problem",
+    "patches_of_build",
+    "recipe_of",
+    "recipe_problem",
     "resolve_qemu",
 ]

@@ -14,6 +14,7 @@ from harness.builds._apply import IDENTITY, apply
 from harness.builds._fetch import FETCHABLE, firmware
 from harness.builds._install import QemuInstall, Record, digest, load, save
 from harness.builds._layout import Layout, checked_name, exclusive, saying_disk_full
+from harness.builds._portable import PATCHES
 from harness.builds._process import CommandError, Progress, run, silent
 from harness.builds._recipe import Recipe, images_dir
 from harness.builds._series import Series, resolve
@@ -309,6 +310,9 @@ class _Work:
         _probe.smoke([*prefix, *(word for folder in folders for word in ("-L", str(folder)))])
         entry = self._layout.store / self._plan.build_id
         plan = self._plan
+        (install / PATCHES).mkdir()
+        for number, patch in enumerate(patch for each in plan.series for patch in each.patches):
+            shutil.copyfile(patch.path, install / PATCHES / f"{number:04d}-{patch.path.name}")
         record = Record(
             kind="build", build_id=plan.build_id, version=version, binary=_TARGET,
             origin=" + ".join([plan.tree.origin, *(each.name for each in plan.series)]),

@@ -17,6 +17,7 @@ import typer
 
 from harness import __version__
 from harness.cache import cache_dir
+from harness.cli.bundle_app import register as register_bundles
 from harness.cli.progress import reporting
 from harness.errors import SwitchoverError, UsageError
 from harness.model.result import Outcome, RunResult, Verdict
@@ -36,12 +37,13 @@ app = typer.Typer(
 )
 image_app = typer.Typer(no_args_is_help=True, help="The guest image.")
 qemu_app = typer.Typer(no_args_is_help=True, help="QEMU versions and builds side by side.")
+register_bundles(app)
 app.add_typer(image_app, name="image")
 app.add_typer(qemu_app, name="qemu")
 
 Json = Annotated[bool, typer.Option("--json", help="JSON on standard output, nothing else.")]
 Results = Annotated[Path | None, typer.Option("--results", help="Where run directories go.", envvar="SWITCHOVER_RESULTS")]
-Runs = Annotated[list[Path], typer.Argument(help="Run directories.", metavar="RUN...")]
+Runs = Annotated[list[Path], typer.Argument(help="Run directories, or bundles.", metavar="RUN...")]
 
 
 def _results(given: Path | None) -> Path:
@@ -203,17 +205,17 @@ def demo(results: Results = None) -> None:
 
 @app.command()
 def analyze(runs: Runs, json: Json = False) -> None:
-    """Repeat the analysis from run directories alone, and write result.json anew."""
+    """Repeat the analysis from run directories alone, and write result.json anew (bundles stay as they are)."""
+    from harness.bundle import open_run
     from harness.report.table import run_table
     from harness.store.analyze import analyze as work
-    from harness.store.rundir import RunDirectory
 
     found = []
     for path in runs:
-        directory = RunDirectory.open(path)
-        result = work(directory)
-        directory.write_json("result.json", result)
-        found.append(result)
+        with open_run(path) as directory:
+            result = work(directory)
+            directory.write_json("result.json", result)
+            found.append(result)
     if json:
         _print_json(found)
     else:
@@ -223,21 +225,23 @@ def analyze(runs: Runs, json: Json = False) -> None:
 
 @app.command()
 def why(
-    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    run: Annotated[Path, typer.Argument(help="A run directory, or a bundle.")],
     stream: Annotated[str, typer.Argument(help="Name of a stream.")],
     seq: Annotated[int, typer.Argument(help="Sequence number of a packet.", min=0)],
 ) -> None:
     """One packet's story."""
+    from harness.bundle import open_run
     from harness.report.story import story_text
     from harness.store.analyze import analyze_run
-    from harness.store.rundir import RunDirectory
 
-    analysis = analyze_run(RunDirectory.open(run))
-    if stream not in analysis.ledgers:
-        raise UsageError(f"{run} has no stream {stream!r}", hint=f"it has: {', '.join(analysis.ledgers)}")
-    result = analysis.result
-    start_ns = result.phases[0].start_ns if result.phases else 0
-    print(story_text(analysis.ledgers[stream].explain(seq), start_ns=start_ns, phases=result.phases, marks=result.marks))
+    with open_run(run) as directory:
+        analysis = analyze_run(directory)
+        if stream not in analysis.ledgers:
+            raise UsageError(f"{run} has no stream {stream!r}", hint=f"it has: {', '.join(analysis.ledgers)}")
+        result = analysis.result
+        start_ns = result.phases[0].start_ns if result.phases else 0
+        story = story_text(analysis.ledgers[stream].explain(seq), start_ns=start_ns, phases=result.phases, marks=result.marks)
+    print(story)
 
 
 @app.command()

@@ -21,7 +21,7 @@ from harness.model.scenario import Scenario
 from harness.model.schema import Problem, did_you_mean
 from harness.model.streams import plan_traffic
 
-__all__ = ["check_expectations", "expectation_problems"]
+__all__ = ["check_expectations", "expectation_answers", "expectation_problems"]
 
 _NOT_EXPECTED = ("expectations", "host", "run_id", "scenario", "schema_version", "verdict")
 """Fields of a result that are no measurement of it."""
@@ -131,6 +131,11 @@ def check_expectations(result: RunResult) -> tuple[Verdict, tuple[str, ...]]:
     else:
         verdict = Verdict.INCONCLUSIVE if None in answers else Verdict.PASS
     return verdict, tuple(lines)
+
+
+def expectation_answers(result: RunResult) -> dict[str, bool | None]:
+    """For each key of the result's own `[expect]`: whether it was met, None where that can't be told. Raises ScenarioError."""
+    return {key: _judge(result, key, wanted)[0] for key, wanted in result.scenario.expect.items()}
 
 
 def _judge(result: RunResult, key: str, wanted: Any) -> tuple[bool | None, str]:

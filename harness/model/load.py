@@ -30,7 +30,7 @@ from harness.model.schema import NO_VALUE, Key, Problem, did_you_mean, nearest, 
 from harness.model.traffic_rules import traffic_problems
 from harness.model.units import parse_size
 
-__all__ = ["KNOWN_NAMES", "dump_scenario", "load_scenario", "shipped_scenarios"]
+__all__ = ["KNOWN_NAMES", "dump_scenario", "load_scenario", "parse_scenario", "shipped_scenarios"]
 
 _SHIPPED = Path(__file__).resolve().parent.parent / "scenarios"
 _MOST_BYTES = 1 << 20
@@ -79,6 +79,11 @@ def load_scenario(name_or_path: str, *, settings: Sequence[str] = ()) -> Scenari
     of features, which runs before anything migrates, refuses what the QEMU at hand lacks.
     """
     label, text = _read(name_or_path)
+    return parse_scenario(text, label=label, settings=settings)
+
+
+def parse_scenario(text: str, *, label: str, settings: Sequence[str] = ()) -> Scenario:
+    """As `load_scenario`, from the TOML text itself; `label` is what messages call it. Raises ScenarioError."""
     document = _parse(label, text)
     source = _Source(label, text)
     for setting in settings:

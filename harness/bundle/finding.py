@@ -1,0 +1,170 @@
+"""The finding: what a run showed that another run can show again, or not.
+
+It is a set of signs, taken from the result alone:
+
+- the migration `failed`, with a message (numbers, addresses and paths in it don't count);
+- an entry of `[expect]` was not met;
+- probes were `lost`, most of them in one class of the ledger; `duplicated`; `reordered`. These count where the run failed by
+  nothing else, or where an expectation about them is what failed: else a minor loss would stand beside the finding for ever.
+
+A finding with a bad sign is seen when all its signs are seen in one run. A run without any (all expectations met, nothing lost)
+claims that nothing happens: every run has to show that, so the finding is `lasting`.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+
+from harness.model.expect import expectation_answers
+from harness.model.result import Outcome, RunResult, Verdict
+from harness.store.rundir import RunDirectory
+
+__all__ = ["Finding", "Observation", "Sign", "SignKind", "finding_of", "holds", "needs_timing"]
+
+
+class SignKind(StrEnum):
+    FAILURE = "failure"
+    EXPECTATION = "expectation"
+    LOST = "lost"
+    DUPLICATED = "duplicated"
+    REORDERED = "reordered"
+
+
+class Sign(msgspec.Struct, frozen=True):
+    """One statement about a run. `key`: the expectation, the class of the ledger, or the message as it is compared."""
+
+    kind: SignKind
+    key: Annotated[str, msgspec.Meta(max_length=500)] = ""
+
+    def text(self) -> str:
+        match self.kind:
+            case SignKind.FAILURE:
+                return f"the migration failed: {self.key}"
+            case SignKind.EXPECTATION:
+                return f"expectation not met: {self.key}"
+            case SignKind.LOST:
+                return f"packets lost, most of them {self.key.replace('_', ' ')}"
+        return f"packets {self.kind}"
+
+
+class Observation(msgspec.Struct, frozen=True, kw_only=True):
+    """What one run came to."""
+
+    result: RunResult
+    failure: str | None = None
+
+    @classmethod
+    def of_run(cls, run: RunDirectory) -> Observation:
+        """Of a run directory (or an opened bundle), as its result.json says."""
+        return cls(result=run.result(), failure=run.facts().failure)
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """`outcome` and `verdict` of the run it was taken from, and its signs."""
+
+    outcome: Outcome
+    verdict: Verdict
+    signs: tuple[Sign, ...]
+
+    @property
+    def lasting(self) -> bool:
+        """Whether every run must show it: it claims that nothing bad happens."""
+        return not self.signs
+
+    def lines(self) -> tuple[str, ...]:
+        """For people: a sign a line."""
+        if self.signs:
+            return tuple(sign.text() for sign in self.signs)
+        if self.outcome is Outcome.INCONCLUSIVE:
+            return ("the run was inconclusive: it shows nothing",)
+        return (f"nothing went wrong: {self.outcome}, verdict {self.verdict}, nothing lost, duplicated or reordered",)
+
+
+_ABOUT = {
+    SignKind.LOST: ("lost", "delivered", "ledger", "network_downtime", "outages"),
+    SignKind.DUPLICATED: ("duplicated",),
+    SignKind.REORDERED: ("reordered",),
+}
+
+
+def finding_of(seen: Observation) -> Finding:
+    """The finding of a run."""
+    result = seen.result
+    signs: list[Sign] = []
+    if result.outcome is Outcome.FAILED:
+        signs.append(Sign(SignKind.FAILURE, _message(seen)))
+    answers = expectation_answers(result)
+    failed = [key for key, met in answers.items() if met is False]
+    signs += [Sign(SignKind.EXPECTATION, key) for key in failed]
+    alone = not signs
+
+    def counts(kind: SignKind) -> bool:
+        return alone or any(word in key for key in failed for word in _ABOUT[kind])
+
+    classes = _lost_classes(result)
+    if classes and counts(SignKind.LOST):
+        signs.append(Sign(SignKind.LOST, max(classes, key=lambda name: classes[name])))
+    if sum(s.duplicated for s in result.streams) and counts(SignKind.DUPLICATED):
+        signs.append(Sign(SignKind.DUPLICATED))
+    if sum(s.reordered for s in result.streams) and counts(SignKind.REORDERED):
+        signs.append(Sign(SignKind.REORDERED))
+    return Finding(outcome=result.outcome, verdict=result.verdict, signs=tuple(signs))
+
+
+def holds(finding: Finding, seen: Observation) -> bool | None:
+    """Whether a run shows the finding; None when the run tells nothing (it was inconclusive, or a value lacks)."""
+    result = seen.result
+    if result.outcome is Outcome.INCONCLUSIVE or finding.outcome is Outcome.INCONCLUSIVE:
+        return None
+    if finding.lasting:
+        if result.verdict is Verdict.INCONCLUSIVE:
+            return None
+        return result.outcome is finding.outcome and result.verdict is finding.verdict and finding_of(seen).lasting
+    answers = expectation_answers(result)
+    told = [_shows(sign, seen, answers) for sign in finding.signs]
+    if False in told:
+        return False
+    return None if None in told else True
+
+
+def needs_timing(finding: Finding) -> bool:
+    """Whether a sign rests on a time, which runs under two accelerators don't share."""
+    return any(sign.kind is SignKind.EXPECTATION and re.search(r"_ms\b|downtime|figures\.", sign.key) for sign in finding.signs)
+
+
+def _shows(sign: Sign, seen: Observation, answers: dict[str, bool | None]) -> bool | None:
+    result = seen.result
+    match sign.kind:
+        case SignKind.FAILURE:
+            return result.outcome is Outcome.FAILED and _message(seen) == sign.key
+        case SignKind.EXPECTATION:
+            met = answers.get(sign.key)
+            return None if met is None else not met
+        case SignKind.LOST:
+            return _lost_classes(result).get(sign.key, 0) > 0
+        case SignKind.DUPLICATED:
+            return sum(s.duplicated for s in result.streams) > 0
+        case SignKind.REORDERED:
+            return sum(s.reordered for s in result.streams) > 0
+
+
+def _lost_classes(result: RunResult) -> dict[str, int]:
+    """Lost packets by class of the ledger, over all streams; empty when none was lost."""
+    totals: dict[str, int] = {}
+    for stream in result.streams:
+        for name, count in msgspec.structs.asdict(stream.ledger).items():
+            if name != "delivered" and count > 0:
+                totals[name] = totals.get(name, 0) + int(count)
+    return totals
+
+
+def _message(seen: Observation) -> str:
+    """The failure's first line without what differs from run to run."""
+    line = (seen.failure or "no message").splitlines()[0]
+    line = re.sub(r"(?:<[a-z]+>|(?<![\w<]))(?:/[\w.+-]+)+", "PATH", line)
+    line = re.sub(r"0x[0-9a-fA-F]+|\d+(?:\.\d+)*", "N", line)
+    return line[:300]
