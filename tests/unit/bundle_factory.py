@@ -91,6 +91,7 @@ def make_run(results: Path, *, run_id: str = RUN_ID, texts: dict[str, str] | Non
         (run.path / "traffic" / f"1.{kind.name.lower()}.rec").write_bytes(raw)
     run.write_scenario(facts.scenario)
     run.write_json("host.json", facts.host)
+    run.write_events([])
     run.write_json("run.json", facts)
     (run.path / "log.txt").write_text("2026-01-02T03:04:05.000+00:00 starting the pair\n")
     for name, text in (texts or {}).items():
