@@ -33,7 +33,6 @@ from harness.model.streams import TcpStream, Traffic, UdpStream, Witness
 from harness.store.analyze import Analysis, analyze_run
 from harness.store.frames import write_frames
 from harness.store.rundir import RunDirectory
-from harness.traffic.endpoint import queue_drops
 from harness.traffic.generator import Generator, make_generators
 from harness.vm.trace import trace_events
 
@@ -54,7 +53,6 @@ class Recording:
         self._captures = CaptureSet()
         self._ports: dict[str, Port] = {}
         self._before: dict[str, PortCounters] = {}
-        self._queue_drops: dict[str, int] = {}
         self._traffic: list[UdpStream | TcpStream | Witness] = []
         self._migrations: list[MigrationFacts] = []
         self._summaries: list[dict[str, Any]] = []
@@ -70,8 +68,6 @@ class Recording:
             raise TestbedError("the lab was not started")
         await recording._watch("peer", lab.peer_port)
         await recording._watch("source", lab.mobile_side.port)
-        drops = await asyncio.gather(*(queue_drops(end) for end in lab.endpoints.values()))
-        recording._queue_drops = dict(zip(lab.endpoints, drops, strict=True))
         return recording
 
     async def _watch(self, name: str, port: Port) -> None:
@@ -197,11 +193,14 @@ class Recording:
                 after = await self._lab.network.counters(port)
                 count = after.tx_dropped - self._before[name].tx_dropped
                 self._counters.append(CounterFacts(name=f"{port.name} tx_dropped", place=place, direction=direction, count=count))
-        drops = await asyncio.gather(*(queue_drops(end) for end in self._lab.endpoints.values()))
-        for name, total in zip(self._lab.endpoints, drops, strict=True):
-            place, direction = ("guest", "from-guest") if name == "mobile" else ("peer", "to-guest")
-            count = total - self._queue_drops[name]
-            self._counters.append(CounterFacts(name=f"{name}'s queue", place=place, direction=direction, count=count))
+        for end in self._lab.endpoints:
+            # Several generators may have run at an end, at the same time too.
+            seen = [summary["queue_drops"] for summary in self._summaries if summary["endpoint"] == end and "queue_drops" in summary]
+            if not seen:
+                continue
+            place, direction = ("guest", "from-guest") if end == "mobile" else ("peer", "to-guest")
+            count = max(drops["after"] for drops in seen) - min(drops["before"] for drops in seen)
+            self._counters.append(CounterFacts(name=f"{end}'s queue", place=place, direction=direction, count=count))
         streams = {stream.id: stream for stream in Traffic.of(self._traffic).udp}
         for summary in self._summaries:
             for entry in summary["streams"]:

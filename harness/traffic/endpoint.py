@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import shlex
 import signal
 import tempfile
@@ -18,9 +17,10 @@ from harness.host.deadline import Deadline
 from harness.host.warden import SCRATCH, Process, Warden
 from harness.vm.agent import GuestAgent
 
-__all__ = ["Endpoint", "GuestEndpoint", "NamespaceEndpoint", "Output", "Program", "Running", "queue_drops"]
+__all__ = ["Endpoint", "GuestEndpoint", "NamespaceEndpoint", "Output", "Program", "Running"]
 
-_RECORD_KINDS = ("sent", "received", "replies", "tcp")
+GUEST_INTERFACE = "eth0"
+"""The NIC under test, as the guest calls it."""
 
 
 class Running(Protocol):
@@ -85,39 +85,45 @@ def _summary(output: str, who: str) -> dict[str, Any]:
     return summary
 
 
+def _records(summary: dict[str, Any]) -> list[str]:
+    return [name for stream in summary["streams"] for name in stream["records"]]
+
+
 class _InGuest:
-    def __init__(self, endpoint: GuestEndpoint, folder: PurePosixPath, pid: int) -> None:
+    def __init__(self, endpoint: GuestEndpoint, folder: PurePosixPath) -> None:
         self._endpoint = endpoint
         self._folder = folder
-        self._pid = pid
 
     @property
     def _agent(self) -> GuestAgent:
         return self._endpoint.agent
 
     async def start_sending(self) -> None:
-        await self._agent.shell(f"kill -USR2 {self._pid}")
+        await self._order("send")
 
     async def stop_sending(self) -> None:
-        await self._agent.shell(f"kill -USR1 {self._pid}")
+        await self._order("stop")
+
+    async def _order(self, word: str) -> None:
+        await self._agent.write_file(f"{self._folder}/control", f"{word}\n".encode())
+
+    async def _until(self, line_start: bytes, *, awaited: str, deadline: Deadline) -> str:
+        def said(status: bytes) -> bool:
+            return status.endswith(b"\n") and any(line.startswith(line_start) for line in status.splitlines())
+
+        return (await self._agent.read_until(f"{self._folder}/status", said, awaited=awaited, deadline=deadline)).decode()
 
     async def stopped(self, *, deadline: Deadline) -> None:
-        limit = max(1, round(deadline.remaining_s / 0.02))
-        script = f"n=0; until grep -q stopped {self._folder}/status; do n=$((n+1)); [ $n -lt {limit} ] || exit 1; usleep 20000; done"
-        await self._agent.shell(script, deadline=deadline)
+        await self._until(b"stopped", awaited=f"the generator at {self._endpoint.name} to have stopped sending", deadline=deadline)
 
     async def finish(self, folder: Path, *, deadline: Deadline) -> dict[str, Any]:
-        # One command that waits in the guest: every question over the agent costs some milliseconds under TCG.
-        wait = f"n=0; while kill -0 {self._pid} 2>/dev/null && [ $n -lt 4000 ]; do n=$((n+1)); usleep 2000; done"
-        listing = await self._agent.shell(
-            f"kill -TERM {self._pid}; {wait}; cd {self._folder} && cat status && echo '==' && ls", deadline=deadline
-        )
-        output, _, names = listing.rpartition("==\n")
-        for name in names.split():
-            if name.endswith(".rec"):
-                content = await self._agent.read_file(f"{self._folder}/{name}", deadline=deadline)
-                await asyncio.to_thread((folder / _kept_name(name, self._endpoint.name)).write_bytes, content)
-        return _summary(output, self._endpoint.name)
+        await self._order("end")
+        output = await self._until(b"{", awaited=f"the summary of the generator at {self._endpoint.name}", deadline=deadline)
+        summary = _summary(output, self._endpoint.name)
+        for name in _records(summary):
+            content = await self._agent.read_file(f"{self._folder}/{name}", deadline=deadline)
+            await asyncio.to_thread((folder / _kept_name(name, self._endpoint.name)).write_bytes, content)
+        return summary
 
 
 class GuestEndpoint:
@@ -129,9 +135,9 @@ class GuestEndpoint:
 
     async def start(self, tag: str, arguments: Sequence[str], *, deadline: Deadline) -> Running:
         folder = PurePosixPath("/tmp") / f"traffic-{tag}"
-        argv = ["swgen", "run", "--daemon", "--wait", "--out", str(folder), *arguments]
-        text = await self.agent.shell(f"mkdir -p {folder} && {shlex.join(argv)} >&2 && cat {folder}/pid", deadline=deadline)
-        return _InGuest(self, folder, int(text))
+        argv = ["swgen", "run", "--daemon", "--wait", "--queue", GUEST_INTERFACE, "--out", str(folder), *arguments]
+        await self.agent.succeed(argv, deadline=deadline)
+        return _InGuest(self, folder)
 
     async def launch(self, tag: str, argv: Sequence[str], *, output: str | None = None, deadline: Deadline) -> Program:
         folder = PurePosixPath("/tmp") / f"traffic-{tag}"
@@ -188,15 +194,10 @@ class _InNamespace:
         if await self._process.wait(deadline) != 0:
             raise self._process.error("the generator failed")
         summary = _summary(self._process.read_output().decode(), self._endpoint.name)
-        for stream in summary["streams"]:
-            for kind in _RECORD_KINDS:
-                name = f"{stream['id']}.{kind}.rec"
-                try:
-                    with await self._endpoint.warden.open(self._folder / name) as file:
-                        (folder / _kept_name(name, self._endpoint.name)).write_bytes(file.read())
-                except FileNotFoundError:
-                    continue
-                await self._endpoint.warden.unlink(self._folder / name)
+        for name in _records(summary):
+            with await self._endpoint.warden.open(self._folder / name) as file:
+                (folder / _kept_name(name, self._endpoint.name)).write_bytes(file.read())
+            await self._endpoint.warden.unlink(self._folder / name)
         return summary
 
 
@@ -264,16 +265,3 @@ class _ProgramInNamespace:
             else:
                 await self.endpoint.warden.unlink(self.output)
         return Output(content, self.process.tail())
-
-
-_DROPPED = re.compile(r"\(dropped (\d+),")
-
-
-async def queue_drops(endpoint: Endpoint) -> int:
-    """Packets that the queue of a guest's NIC (its qdisc) dropped so far; 0 for a namespace, whose veth has none."""
-    if not isinstance(endpoint, GuestEndpoint):
-        return 0
-    text = await endpoint.agent.succeed(["tc", "-s", "qdisc", "show", "dev", "eth0"])
-    # The root comes first; with several queues its figure is the sum of theirs.
-    found = _DROPPED.search(text)
-    return int(found[1]) if found is not None else 0

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import secrets
 import shlex
 import socket
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -18,6 +19,7 @@ from harness.vm.qmp import Qmp
 __all__ = ["CommandResult", "GuestAgent"]
 
 _CHUNK_BYTES = 3 << 20
+_FOLLOW_S = 0.005
 
 
 @dataclass(frozen=True)
@@ -101,14 +103,42 @@ class GuestAgent:
 
     async def read_file(self, path: str, *, deadline: Deadline | None = None) -> bytes:
         """A whole file of the guest."""
-        limit = deadline or Deadline(120.0)
-        handle = await self._qmp.command("guest-file-open", deadline=limit, path=path, mode="r")
+        async with self._opened(path, "r", deadline or Deadline(120.0)) as handle:
+            return await self._read(handle, deadline or Deadline(120.0))
+
+    async def write_file(self, path: str, content: bytes, *, deadline: Deadline | None = None) -> None:
+        """Write to a file of the guest, or into a FIFO that somebody reads: in milliseconds, where a program takes a tenth of a second."""
+        limit = deadline or Deadline(30.0)
+        async with self._opened(path, "w", limit) as handle:
+            await self._qmp.command(
+                "guest-file-write", deadline=limit, handle=handle, **{"buf-b64": base64.b64encode(content).decode()}
+            )
+
+    async def read_until(self, path: str, done: Callable[[bytes], bool], *, awaited: str, deadline: Deadline) -> bytes:
+        """Follow a file that grows until its content is `done`; the content."""
         content = bytearray()
-        try:
+        async with self._opened(path, "r", deadline) as handle:
             while True:
-                part = await self._qmp.command("guest-file-read", deadline=limit, handle=handle, count=_CHUNK_BYTES)
-                content += base64.b64decode(part["buf-b64"])
-                if part["eof"] or part["count"] == 0:
+                content += await self._read(handle, deadline)
+                if done(bytes(content)):
                     return bytes(content)
+                if deadline.expired:
+                    raise deadline.error(awaited, seen=content.decode(errors="replace")[-500:])
+                await asyncio.sleep(_FOLLOW_S)
+
+    @contextlib.asynccontextmanager
+    async def _opened(self, path: str, mode: str, deadline: Deadline) -> AsyncIterator[int]:
+        handle = await self._qmp.command("guest-file-open", deadline=deadline, path=path, mode=mode)
+        try:
+            yield handle
         finally:
             await self._qmp.command("guest-file-close", handle=handle)
+
+    async def _read(self, handle: int, deadline: Deadline) -> bytes:
+        """From where the handle stands to the end."""
+        content = bytearray()
+        while True:
+            part = await self._qmp.command("guest-file-read", deadline=deadline, handle=handle, count=_CHUNK_BYTES)
+            content += base64.b64decode(part["buf-b64"])
+            if part["eof"] or part["count"] == 0:
+                return bytes(content)

@@ -103,7 +103,7 @@ void record_append(struct record_log *log, const void *record)
     log->count++;
 }
 
-static const char *kind_name(enum record_kind kind)
+const char *record_kind_name(enum record_kind kind)
 {
     switch (kind) {
     case RECORD_SENT:
@@ -134,7 +134,7 @@ int record_write(struct record_log *log, const char *directory, const struct rec
     };
     int fd, result;
 
-    snprintf(path, sizeof(path), "%s/%u.%s.rec", directory, origin->stream, kind_name(log->kind));
+    snprintf(path, sizeof(path), "%s/%u.%s.rec", directory, origin->stream, record_kind_name(log->kind));
     snprintf(partial, sizeof(partial), "%s.part", path);
     fd = open(partial, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
     if (fd < 0)

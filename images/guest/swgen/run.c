@@ -86,7 +86,7 @@ static void stop_receiving(struct run *run)
         }
 }
 
-static void write_log(const struct run *run, const struct stream *stream, struct record_log *log)
+static void write_log(const struct run *run, struct stream *stream, struct record_log *log)
 {
     const struct record_origin origin = {
         .stream = stream->options.id,
@@ -97,6 +97,7 @@ static void write_log(const struct run *run, const struct stream *stream, struct
 
     if (record_write(log, run->directory, &origin) < 0)
         system_error("writing the records of stream %u", stream->options.id);
+    stream->written |= 1U << log->kind;
 }
 
 static void write_records(struct run *run)
@@ -114,6 +115,19 @@ static void write_records(struct run *run)
         if (is_tcp(options))
             write_log(run, stream, &stream->progress);
     }
+}
+
+static void print_files(FILE *out, const struct stream *stream)
+{
+    const char *separator = "";
+
+    fputs(",\"records\":[", out);
+    for (enum record_kind kind = RECORD_SENT; kind <= RECORD_TCP; kind++)
+        if (stream->written & 1U << kind) {
+            fprintf(out, "%s\"%u.%s.rec\"", separator, stream->options.id, record_kind_name(kind));
+            separator = ",";
+        }
+    fputc(']', out);
 }
 
 static void print_tcp(FILE *out, const struct stream *stream)
@@ -153,11 +167,13 @@ static void print_summary(const struct run *run)
                 stream->receive_buffer_bytes);
         if (is_tcp(&stream->options))
             print_tcp(out, stream);
+        print_files(out, stream);
         fputc('}', out);
     }
     fputc(']', out);
     if (run->queue)
-        fprintf(out, ",\"queue_drops\":%lld", (long long)(queue_drops(run->queue) - run->queue_drops_before));
+        fprintf(out, ",\"queue_drops\":{\"before\":%lld,\"after\":%lld}", (long long)run->queue_drops_before,
+                (long long)queue_drops(run->queue));
     if (run->has_tcp) {
         fputs(",\"tcp_counters\":", out);
         tcp_counters_print(out, run->counters_before, run->counters_after);

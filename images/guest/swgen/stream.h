@@ -74,6 +74,7 @@ struct stream {
     bool has_sender, has_receiver;
     struct record_log sent, received; /* `received` holds the replies where the stream sends */
     struct record_log progress;       /* TCP */
+    unsigned int written;             /* bit n: the records of kind n are in their file */
     /* Figures; each is written by one thread only and read after that thread has been joined. */
     uint64_t sent_count, send_errors, reply_errors, foreign, corrupt, receive_errors;
     int64_t late_max_ns;

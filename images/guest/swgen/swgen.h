@@ -109,6 +109,8 @@ uint64_t record_default_budget(uint64_t limit);
 /* Appends one record of the log's kind; beyond the budget (or out of memory) the record is counted as overflowed instead. */
 void record_append(struct record_log *log, const void *record);
 
+const char *record_kind_name(enum record_kind kind);
+
 struct record_origin {
     uint32_t stream, nonce;
     int64_t start_real_ns, start_mono_ns;
