@@ -33,6 +33,7 @@ from harness.host.network import MANAGEMENT_BRIDGE, Network, Port
 from harness.host.warden import Warden
 from harness.migrate.account import FrameAccount
 from harness.migrate.driver import MigrationDriver, MigrationRecord
+from harness.migrate.mechanisms import make_mechanism
 from harness.migrate.mechanisms.base import Report, Side
 from harness.model.addresses import MOBILE, PEER, PREFIX4, PREFIX6, Addresses
 from harness.model.events import Event, Timeline
@@ -41,6 +42,7 @@ from harness.model.scenario import DestinationPort, Peer
 from harness.model.units import parse_size
 from harness.traffic.endpoint import Endpoint, GuestEndpoint, NamespaceEndpoint
 from harness.vm.argv import DEFERRED, MachineSpec, NicSpec
+from harness.vm.discovery import discover
 from harness.vm.image import GuestImage
 from harness.vm.machine import Machine, MachineLogs
 from harness.vm.warm import save_state, state_loaded, warm_state
@@ -366,7 +368,7 @@ class Lab:
     async def migrate(self, plan: MigrationPlan, *, deadline: Deadline, capture: Callable[[Port], Any] | None = None) -> MigrationRecord:
         """Migrate the mobile guest to a fresh machine; on success `mobile` is that one.
 
-        `capture` is called with the destination's port before anything can pass it.
+        `capture` is called with the destination's port before anything can pass it, unless it is the source's.
         """
         source = self.mobile_side
         if source is None:
@@ -375,13 +377,18 @@ class Lab:
             return await self._stop_cont(plan, source)
         self._generation += 1
         name = f"m{self._generation}"
-        from_start = self.settings.destination_port is DestinationPort.FROM_START
-        flags = PortFlags.opened() if from_start else PortFlags.closed()
-        port, taps = await self._plug(name, queues=self.settings.queues, flags=flags)
-        if capture is not None:
-            await capture(port)
-        live = await self._watch(port)
+        mechanism = make_mechanism(plan.mechanism)
+        port, live, taps = source.port, source.live, dict[str, list[int]]()
+        if not mechanism.keeps_port:
+            from_start = self.settings.destination_port is DestinationPort.FROM_START
+            flags = PortFlags.opened() if from_start else PortFlags.closed()
+            port, taps = await self._plug(name, queues=self.settings.queues, flags=flags)
+            if capture is not None:
+                await capture(port)
+            live = await self._watch(port)
         machine = self._machine(name, "destination", self.settings.destination, MOBILE, queues=self.settings.queues, incoming=True)
+        features = await discover(self.settings.destination, cache=self.settings.cache)
+        machine.spec = mechanism.destination_spec(machine.spec, features=features)
         destination = Side(machine, port, live, FrameAccount(machine, live, network=self.network, port=port, nic=NIC))
         await machine.start(taps, deadline=deadline.within(20.0))
         source.machine.role = "source"
@@ -395,7 +402,8 @@ class Lab:
 
         driver = MigrationDriver(
             plan, source=source, destination=destination, network=self.network, timeline=self.timeline, nic=NIC,
-            injector=injector, destination_port=self.settings.destination_port, deadline=deadline,
+            injector=injector, destination_port=self.settings.destination_port, deadline=deadline, mechanism=mechanism,
+            source_features=await discover(self.settings.source, cache=self.settings.cache),
         )
         try:
             record = await driver.run()

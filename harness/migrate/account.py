@@ -99,6 +99,8 @@ class FrameAccount:
 
     async def sync(self, *, deadline: Deadline) -> None:
         """Begin the account in a quiet moment: nothing arrives for some readings, and all that did was dealt with."""
+        if len(self._port.fds) > 1:
+            raise TestbedError(f"{self._port.name} has {len(self._port.fds)} queues, and the account follows one")
         self._offset, self.reason = None, "no quiet moment was found"
         self._filter = await read_receive_filter(self._machine, nic=self._nic)
         while True:
@@ -123,12 +125,30 @@ class FrameAccount:
         if self._suspended is not None:
             self._offset = (self._suspended + freed) % _INDEX_MODULUS
 
-    async def resume_from(self, stop: StopPoint) -> None:
-        """Begin the account of a destination: its guest comes with the source's ring, and its TAP is fresh."""
+    async def resume_from(self, stop: StopPoint, *, source: FrameAccount) -> None:
+        """Begin the account of a destination: its guest comes with the source's ring, and its TAP is fresh, or the source's."""
         self._filter = await read_receive_filter(self._machine, nic=self._nic)
-        self._since = 0
+        same_tap = self._tap is source._tap
+        self._since = stop.first_undelivered if same_tap else 0
         self._offset = -stop.used_index % _INDEX_MODULUS
-        self._read_before = 0
+        self._read_before = source._read_before if same_tap else 0
+
+    async def missing(self) -> int:
+        """How many frames of one buffer each were sent since the account began and never came to the ring, all being quiet.
+
+        `TestbedError` when it can't be told.
+        """
+        if self._offset is None:
+            raise TestbedError(f"what the guest of {self._machine.spec.name} received can't be told: {self.reason}")
+        self._filter = await read_receive_filter(self._machine, nic=self._nic)
+        before = self._tap.drain()
+        rings = [await read_receive_ring(self._machine, nic=self._nic) for _ in range(_CALM_READINGS)]
+        recent, passed = self._passing(end=before)
+        if self._tap.drain() != before or len({ring.used_index for ring in rings}) != 1:
+            raise TestbedError("frames still arrive")
+        if not all(len(frame.frame) <= ONE_BUFFER_BYTES for frame in recent):
+            raise TestbedError("frames of several buffers passed")
+        return (passed - rings[-1].used_index - self._offset) % _INDEX_MODULUS
 
     def _passing(self, *, end: int) -> tuple[list[LiveFrame], int]:
         """The newest frames before number `end` that pass the device's filter, and how many did since the account began."""

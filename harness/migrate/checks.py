@@ -28,7 +28,13 @@ def check_plan(plan: MigrationPlan, *, scenario: Scenario, source: Features, des
     wanted = {*plan.capabilities, *mechanism.capabilities}
     if "switchover-ack" in wanted and "return-path" not in wanted:
         raise UsageError("switchover-ack needs return-path: the ACK comes on it", hint='add "return-path" to the capabilities')
+    mechanism.refuse(plan, scenario)
     for side, features in (("source", source), ("destination", destination)):
+        if lacking := features.lacking(mechanism.features):
+            raise FeatureLackError(
+                f"the mechanism {plan.mechanism} does not work at the {side}: {'; '.join(lacking)}",
+                hint="take the build of `switchover qemu build reference`, or another mechanism",
+            )
         for needed in _needs(scenario):
             if reasons := features.lacking([needed]):
                 raise FeatureLackError(f"the {side}: {reasons[0]}", hint="the build named reference has it")

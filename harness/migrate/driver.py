@@ -15,12 +15,12 @@ from harness.host.deadline import Deadline
 from harness.host.network import Network
 from harness.host.tap import read_queue
 from harness.migrate.account import StopPoint
-from harness.migrate.mechanisms import make_mechanism
-from harness.migrate.mechanisms.base import Report, Side, SwitchContext
+from harness.migrate.mechanisms.base import Mechanism, Report, Side, SwitchContext
 from harness.migrate.watch import Watch
 from harness.model.events import Event, Timeline
 from harness.model.plan import MigrationPlan
 from harness.model.scenario import DestinationPort, MigrationMode
+from harness.vm.discovery import Features
 from harness.vm.machine import Machine
 
 __all__ = ["MigrationDriver", "MigrationRecord"]
@@ -34,7 +34,8 @@ class MigrationRecord:
     """What a migration came to. Times are host nanoseconds of QEMU's own events; None when there was none.
 
     `stop_point`: where the source's guest stopped receiving (None when it can't be known; `undelivered_reason` then says why).
-    `source_frames`: what was sent to the source's TAP from there on; `stranded`: what was read back from its queue.
+    `source_frames`: what was sent to the source's TAP from there on; `stranded`: what was read back from its queue, None when it
+    was not read back (the migration did not complete, or the destination reads that queue now).
     """
 
     status: str
@@ -47,7 +48,7 @@ class MigrationRecord:
     stop_point: StopPoint | None = None
     undelivered_reason: str = ""
     source_frames: tuple[LiveFrame, ...] = ()
-    stranded: tuple[bytes, ...] = ()
+    stranded: tuple[bytes, ...] | None = None
     notes: tuple[str, ...] = field(default=())
 
 
@@ -57,6 +58,7 @@ class MigrationDriver:
     def __init__(
         self, plan: MigrationPlan, *, source: Side, destination: Side, network: Network, timeline: Timeline, nic: str,
         injector: Callable[[Side], Injector], destination_port: DestinationPort, deadline: Deadline,
+        mechanism: Mechanism, source_features: Features,
     ) -> None:
         self._plan = plan
         self._source, self._destination = source, destination
@@ -65,11 +67,12 @@ class MigrationDriver:
         self._destination_port = destination_port
         self._deadline = deadline
         self._notes: list[str] = []
-        self._mechanism = make_mechanism(plan.mechanism)
+        self._mechanism = mechanism
         self._context = SwitchContext(
             plan=plan, source=source, destination=destination, network=network, timeline=timeline, nic=nic,
-            deadline=deadline, injector=injector, note=self._notes.append, event=self._event,
+            deadline=deadline, injector=injector, note=self._notes.append, event=self._event, source_features=source_features,
         )
+        self._resumed: asyncio.Task[None] | None = None
         self._stop_ns: int | None = None
         self._resume_ns: int | None = None
         self._statuses: list[tuple[str, int]] = []
@@ -106,6 +109,9 @@ class MigrationDriver:
             return await self._conclude(status, info)
         finally:
             unsubscribe()
+            if self._resumed is not None:
+                self._resumed.cancel()
+                await asyncio.gather(self._resumed, return_exceptions=True)
 
     # -- the steps
 
@@ -121,6 +127,8 @@ class MigrationDriver:
             await machine.qmp.command("migrate-set-capabilities", capabilities=wanted)
             if self._plan.parameters:
                 await machine.qmp.command("migrate-set-parameters", **self._plan.parameters)
+        if own := self._mechanism.source_parameters(features=self._context.source_features):
+            await source.qmp.command("migrate-set-parameters", **own)
         await destination.qmp.command("migrate-incoming", uri=self._uri())
 
     def _uri(self) -> str:
@@ -131,13 +139,14 @@ class MigrationDriver:
     def _observe(self, event: Event) -> None:
         """Called within the event's arrival, since the bridge must follow the guest at once."""
         if event.name == "STOP" and event.source == self._source.machine.role:
-            self._stop_ns = self._stop_ns or event.t_ns
-            if self._destination_port is DestinationPort.AT_RESUME and not self._mechanism.opens_port_early:
+            self._stop_ns = self._context.stop_ns = self._stop_ns or event.t_ns
+            if self._destination_port is DestinationPort.AT_RESUME and not self._mechanism.steers_bridge:
                 # Learning only: the destination's announcement leaves with its RESUME, sooner than we could react to that.
                 self._network.set_port(self._destination.port, PortFlags(learning=True, flooding=False))
         elif event.name == "RESUME" and event.source == self._destination.machine.role:
-            self._resume_ns = event.t_ns
-            if not self._mechanism.opens_port_early:
+            self._resume_ns = self._context.resume_ns = event.t_ns
+            self._resumed = asyncio.ensure_future(self._mechanism.resumed(self._context))
+            if not self._mechanism.steers_bridge:
                 self._network.set_port(self._destination.port, PortFlags.opened())
                 if self._destination_port is DestinationPort.AT_RESUME:
                     self._network.set_port(self._source.port, PortFlags.closed())
@@ -243,8 +252,10 @@ class MigrationDriver:
 
     async def _conclude(self, status: str, info: dict[str, Any]) -> MigrationRecord:
         stop, reason = None, "the source runs on"
-        stranded: tuple[bytes, ...] = ()
+        stranded: tuple[bytes, ...] | None = None
         if status == "completed":
+            if self._resumed is not None:
+                await self._resumed
             stop, reason = await self._evidence_of_the_ring()
             self._context.stop_point = stop
         report = await self._mechanism.finish(self._context)
@@ -267,13 +278,14 @@ class MigrationDriver:
         """Where the source's guest stopped receiving. Asked after the switchover, so that asking costs no downtime."""
         try:
             stop = await self._source.account.at_stop(stop_ns=self._stop_ns or 0)
-            await self._destination.account.resume_from(stop)
+            if not self._mechanism.injects:
+                await self._destination.account.resume_from(stop, source=self._source.account)
             return stop, ""
         except SwitchoverError as error:
             return None, error.message
 
-    async def _close_source(self) -> tuple[bytes, ...]:
-        """End the source machine and read back what still waits in its TAP's queues."""
+    async def _close_source(self) -> tuple[bytes, ...] | None:
+        """End the source machine and read back what still waits in its TAP's queues, unless the destination does."""
         machine = self._source.machine
         try:
             await machine.qmp.command("quit", deadline=Deadline(2.0))
@@ -281,6 +293,6 @@ class MigrationDriver:
         except TestbedError:
             pass  # it is killed below, which for a machine that is done makes no difference
         await machine.close()
-        return tuple(read_queue(self._source.port.fds))
+        return None if self._mechanism.keeps_port else tuple(read_queue(self._source.port.fds))
 
 

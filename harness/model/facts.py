@@ -28,12 +28,13 @@ class CaptureFacts(_Facts, frozen=True, kw_only=True):
 
 
 class CounterFacts(_Facts, frozen=True, kw_only=True):
-    """The increase of one drop counter over the run. `place` as in `harness.analysis.evidence.Place`."""
+    """The increase of one drop counter over the run. `place` and `fate` as in `harness.analysis.evidence`."""
 
     name: str
     place: str
     direction: str
     count: int
+    fate: str | None = None
 
 
 class MigrationFacts(_Facts, frozen=True, kw_only=True):

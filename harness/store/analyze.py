@@ -10,7 +10,7 @@ import numpy as np
 
 from harness.analysis.announce import find_announcements, first_frame_ns
 from harness.analysis.columns import Capture, read_capture
-from harness.analysis.evidence import Captures, DropCounter, Evidence, Place, StreamRecords
+from harness.analysis.evidence import Captures, DropCounter, Evidence, Fate, Place, StreamRecords
 from harness.analysis.ledger import Ledger, account
 from harness.analysis.outages import delays, find_outages, longest_gap_ns, network_downtime
 from harness.analysis.phases import Milestones, Phase, phases, sent_by_phase
@@ -75,7 +75,8 @@ def analyze_run(run: RunDirectory) -> Analysis:
     )
     evidence = _evidence(run, facts, captures, windows)
     streams = [_stream_records(run, stream) for stream in facts.streams]
-    announced_ns = _announced_ns(facts, captures.get("destination"))
+    # A destination that took over the source's TAP has none of its own.
+    announced_ns = _announced_ns(facts, captures.get("destination") or captures.get("source"))
     found = phases(_milestones(facts, announced_ns))
     ledgers = account(streams, evidence=evidence, late_ns=_late_ns(streams, evidence, facts))
     drafts = tuple(_stream_result(stream, ledgers[stream.name], found, windows) for stream in facts.streams)
@@ -122,10 +123,13 @@ def _evidence(
         if migration.passed_file is not None:
             passed |= probes_of(read_frames(run.path / migration.passed_file), nonce=facts.nonce)
     counters = tuple(
-        DropCounter(name=c.name, place=Place(c.place), count=c.count, direction=Direction(c.direction))
+        DropCounter(
+            name=c.name, place=Place(c.place), count=c.count, direction=Direction(c.direction),
+            fate=None if c.fate is None else Fate[c.fate.upper()],
+        )
         for c in facts.counters
         if c.count > 0
-    )
+    )  # fmt: skip
     return Evidence(
         captures=Captures(
             peer=captures.get("peer"), source=captures.get("source"), destination=captures.get("destination")

@@ -39,12 +39,17 @@ class Descriptor(IntEnum):
 
 
 class NicSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A virtio-net device on a TAP whose queues are inherited. `migration_properties`: those of which the guest knows nothing."""
+    """A virtio-net device on a TAP whose queues are inherited, or come with the migration.
+
+    `migration_properties`: those of which the guest knows nothing. `takes_over`: the netdev option that makes it open nothing and
+    wait for the source's TAP.
+    """
 
     id: str
     mac: str
     queues: int = 1
     vhost: bool = False
+    takes_over: str | None = None
     mtu: int | None = None
     properties: tuple[str, ...] = ()
     migration_properties: tuple[str, ...] = ()
@@ -85,13 +90,18 @@ def tap_descriptors(spec: MachineSpec) -> dict[str, list[int]]:
     numbers: dict[str, list[int]] = {}
     following = int(Descriptor.TAP)
     for nic in spec.nics:
-        numbers[nic.id] = list(range(following, following + nic.queues))
-        following += nic.queues
+        inherited = 0 if nic.takes_over else nic.queues
+        numbers[nic.id] = list(range(following, following + inherited))
+        following += inherited
     return numbers
 
 
 def _nic_argv(nic: NicSpec, fds: list[int]) -> list[str]:
-    handles = f"fd={fds[0]}" if nic.queues == 1 else "fds=" + ":".join(map(str, fds))
+    if nic.takes_over:
+        backend = f"{nic.takes_over}=on,queues={nic.queues},downscript=no"
+    else:
+        handles = f"fd={fds[0]}" if nic.queues == 1 else "fds=" + ":".join(map(str, fds))
+        backend = f"{handles},vhost={'on' if nic.vhost else 'off'}"
     device = f"virtio-net-pci,id={nic.id},netdev={nic.id}-netdev,mac={nic.mac},romfile="
     if nic.queues > 1:
         device += f",mq=on,vectors={2 * nic.queues + 2}"
@@ -99,7 +109,7 @@ def _nic_argv(nic: NicSpec, fds: list[int]) -> list[str]:
         device += f",host_mtu={nic.mtu}"
     device += "".join(f",{property}" for property in (*nic.properties, *nic.migration_properties))
     return [
-        "-netdev", f"tap,id={nic.id}-netdev,{handles},vhost={'on' if nic.vhost else 'off'}",
+        "-netdev", f"tap,id={nic.id}-netdev,{backend}",
         "-device", device,
     ]  # fmt: skip
 

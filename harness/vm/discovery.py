@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 import msgspec
 from qemu.qmp import ExecuteError, QMPError
 
-from harness.errors import TestbedError, UsageError
+from harness.errors import FeatureLackError, TestbedError, UsageError
 from harness.host.deadline import Deadline
 from harness.host.warden import Warden
 from harness.vm.qmp import Qmp
@@ -48,6 +48,11 @@ FEATURES: dict[str, tuple[tuple[str, ...], ...]] = {
     "netpass": (("capability:netpass",),),
     "pause-before-switchover": (("capability:pause-before-switchover",), ("command:migrate-continue",)),
     "postcopy": (("capability:postcopy-ram",), ("command:migrate-start-postcopy",)),
+    "redirect": (
+        ("filter-property:enable_when_stopped", "filter-property:enable-when-stopped"),
+        ("filter-property:filter-mirror.passed",),
+        ("filter-property:filter-buffer.release",),
+    ),
     "return-path": (("capability:return-path",),),
     "ring-status": (("command:x-query-virtio-queue-status",),),
     "slow-device": ((f"device:{SLOW_DEVICE}",),),
@@ -127,6 +132,16 @@ class Features(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 words = "; ".join(_no(group) for group in missing)
                 reasons.append(f"{self} has {words}{self._nearest(wish)}" if of_kind else f"{self} lacks {wish}: {words}")
         return reasons
+
+    def spelling(self, feature: str) -> tuple[str, ...]:
+        """For each group of a feature of `FEATURES` the name that this QEMU knows it by, kind and owner left off.
+
+        `FeatureLackError` with the exact reason where it lacks the feature.
+        """
+        if lacking := self.lacking([feature]):
+            raise FeatureLackError("; ".join(lacking))
+        chosen = (next(each for each in group if self._offers(each)) for group in FEATURES[feature])
+        return tuple(_split(each)[1].rpartition(".")[2] for each in chosen)
 
     def _offers(self, wish: str) -> bool:
         kind, name = _split(wish)

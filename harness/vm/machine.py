@@ -79,7 +79,7 @@ class Machine:
             theirs.append(end)
             passed[int(number)] = end.fileno()
         for nic, numbers in tap_descriptors(self.spec).items():
-            passed.update(zip(numbers, taps[nic], strict=True))
+            passed.update(zip(numbers, taps.get(nic, ()), strict=True))
         try:
             with contextlib.ExitStack() as files:
                 if state is not None:

@@ -80,6 +80,10 @@ class Qmp(QMPClient):
         the connection is gone.
         """
         named = {key.replace("_", "-"): value for key, value in arguments.items() if value is not None}
+        return await self.call(command, named, deadline=deadline)
+
+    async def call(self, command: str, named: dict[str, Any] | None = None, *, deadline: Deadline | None = None) -> Any:
+        """As `command`, for arguments whose names QEMU spells with underscores."""
         limit = deadline or Deadline(30.0)
         try:
             return await limit.wait(self.execute(command, named or None), awaited=f"{self.who}'s answer to {command}")

@@ -6,13 +6,17 @@ import difflib
 
 from harness.errors import UsageError
 from harness.migrate.mechanisms.base import Mechanism
+from harness.migrate.mechanisms.local_tap import LocalTap
 from harness.migrate.mechanisms.netpass import NetPass
 from harness.migrate.mechanisms.none import NoMechanism
+from harness.migrate.mechanisms.redirect import Redirect
 from harness.migrate.mechanisms.tap_handover import TapHandover
 
 __all__ = ["MECHANISMS", "make_mechanism"]
 
-MECHANISMS: dict[str, type[Mechanism]] = {"none": NoMechanism, "tap-handover": TapHandover, "netpass": NetPass}
+MECHANISMS: dict[str, type[Mechanism]] = {
+    kind.name: kind for kind in (NoMechanism, TapHandover, NetPass, Redirect, LocalTap)
+}
 
 
 def make_mechanism(name: str) -> Mechanism:

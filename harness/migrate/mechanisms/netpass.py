@@ -8,36 +8,19 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from harness.migrate.mechanisms.base import Report, SwitchContext
+from harness.migrate.mechanisms.base import Mechanism, Report, SwitchContext
 from harness.model.scenario import MigrationMode
 
 __all__ = ["NetPass"]
 
 
-class NetPass:
+class NetPass(Mechanism):
     """The mechanism `netpass`."""
 
     name: ClassVar[str] = "netpass"
-    needs_pause: ClassVar[bool] = False
-    opens_port_early: ClassVar[bool] = False
+    injects: ClassVar[bool] = True
     modes: ClassVar[frozenset[MigrationMode]] = frozenset({MigrationMode.PRECOPY, MigrationMode.POSTCOPY})
     capabilities: ClassVar[tuple[str, ...]] = ("return-path", "netpass")
-    one_queue: ClassVar[bool] = False
-
-    async def prepare(self, context: SwitchContext) -> None:
-        pass
-
-    async def stopped(self, context: SwitchContext, *, stop_ns: int) -> None:
-        pass
-
-    async def before_continue(self, context: SwitchContext, *, stop_ns: int) -> None:
-        pass
-
-    async def before_cancel(self, context: SwitchContext, *, stop_ns: int) -> None:
-        pass
-
-    async def aborted(self, context: SwitchContext, *, stop_ns: int | None) -> None:
-        pass
 
     async def finish(self, context: SwitchContext) -> Report:
         """The frames sent to the source's TAP since its stop are the ones it had to pass on; QEMU's own figures go along."""

@@ -23,8 +23,7 @@ from harness.host.bridge import PortFlags, forward_to, port_message
 from harness.host.deadline import Deadline
 from harness.host.tap import queue_is_empty, read_queue
 from harness.migrate.account import StopPoint
-from harness.migrate.mechanisms.base import Report, Side, SwitchContext
-from harness.model.scenario import MigrationMode
+from harness.migrate.mechanisms.base import Mechanism, Report, Side, SwitchContext
 
 __all__ = ["TapHandover"]
 
@@ -39,14 +38,12 @@ _SAME_FLOOD_NS = 200_000
 """Copies of one flooded frame leave the bridge within this time."""
 
 
-class TapHandover:
+class TapHandover(Mechanism):
     """The mechanism `tap-handover`."""
 
     name: ClassVar[str] = "tap-handover"
     needs_pause: ClassVar[bool] = True
-    opens_port_early: ClassVar[bool] = True
-    modes: ClassVar[frozenset[MigrationMode]] = frozenset({MigrationMode.PRECOPY})
-    capabilities: ClassVar[tuple[str, ...]] = ()
+    steers_bridge: ClassVar[bool] = True
     one_queue: ClassVar[bool] = True
 
     def __init__(self) -> None:
