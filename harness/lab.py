@@ -30,7 +30,7 @@ from harness.host.bridge import PortFlags
 from harness.host.deadline import Deadline
 from harness.host.learning import BridgeWatch
 from harness.host.network import MANAGEMENT_BRIDGE, Network, Port
-from harness.host.warden import Warden
+from harness.host.warden import SCRATCH, Warden
 from harness.migrate.account import FrameAccount
 from harness.migrate.driver import MigrationDriver, MigrationRecord
 from harness.migrate.mechanisms import make_mechanism
@@ -84,6 +84,7 @@ class LabSettings(msgspec.Struct, frozen=True, kw_only=True):
     image: GuestImage
     cache: Path
     memory: str = "256M"
+    shared_memory: bool = False
     vcpus: int = 1
     machine: str = "q35"
     cpu: str | None = None
@@ -113,7 +114,8 @@ class LabSettings(msgspec.Struct, frozen=True, kw_only=True):
         return MachineSpec(
             name=name, argv_prefix=qemu.argv_prefix, data_dirs=qemu.data_dirs, accelerator=self.accelerator,
             machine=self.machine, cpu=self.cpu or ("host" if self.accelerator == "kvm" else TCG_CPU),
-            memory_mib=parse_size(self.memory) >> 20, vcpus=self.vcpus, kernel=str(self.image.kernel),
+            memory_mib=parse_size(self.memory) >> 20,
+            memory_file=str(SCRATCH / f"{addresses.ip4}.ram") if self.shared_memory else None, vcpus=self.vcpus, kernel=str(self.image.kernel),
             initrd=str(self.image.initrd), append=KERNEL_ARGUMENTS, nics=tuple(nics),
             migration_devices=self.migration_devices if moves else (),
         )  # fmt: skip

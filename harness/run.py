@@ -62,7 +62,7 @@ async def prepare(scenario: Scenario, *, options: RunOptions, progress: Progress
     image = await _image(scenario, options, progress)
     return LabSettings(
         source=source, destination=destination, accelerator=accelerator, accelerator_reason=reason, image=image, cache=options.cache,
-        memory=scenario.guest.memory, vcpus=scenario.guest.vcpus, machine=scenario.guest.machine,
+        memory=scenario.guest.memory, shared_memory=scenario.guest.shared_memory, vcpus=scenario.guest.vcpus, machine=scenario.guest.machine,
         cpu=scenario.guest.cpu, peer=scenario.network.peer, mtu=scenario.network.mtu, queues=scenario.network.queues,
         vhost=scenario.network.vhost, management=scenario.guest.management,
         static_neighbours=scenario.network.static_neighbours, destination_port=scenario.network.destination_port,

@@ -29,6 +29,11 @@ def check_plan(plan: MigrationPlan, *, scenario: Scenario, source: Features, des
     if "switchover-ack" in wanted and "return-path" not in wanted:
         raise UsageError("switchover-ack needs return-path: the ACK comes on it", hint='add "return-path" to the capabilities')
     mechanism.refuse(plan, scenario)
+    if scenario.guest.shared_memory and "x-ignore-shared" not in plan.capabilities:
+        raise UsageError(
+            "guest.shared_memory is true: source and destination map the same memory, and a migration would write it under the"
+            " running source", hint='add "x-ignore-shared" to migration.capabilities',
+        )  # fmt: skip
     for side, features in (("source", source), ("destination", destination)):
         if lacking := features.lacking(mechanism.features):
             raise FeatureLackError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
@@ -73,6 +74,7 @@ class MigrationDriver:
             deadline=deadline, injector=injector, note=self._notes.append, event=self._event, source_features=source_features,
         )
         self._resumed: asyncio.Task[None] | None = None
+        self._aborted = False
         self._stop_ns: int | None = None
         self._resume_ns: int | None = None
         self._statuses: list[tuple[str, int]] = []
@@ -107,6 +109,12 @@ class MigrationDriver:
             if status == "cancelled":
                 await self._after_failure()
             return await self._conclude(status, info)
+        except SwitchoverError:
+            # Whatever went wrong before it was handed over: the source goes on, and nothing of ours may stay in it.
+            if self._resume_ns is None and not self._aborted:
+                with contextlib.suppress(SwitchoverError):
+                    await self._after_failure()
+            raise
         finally:
             unsubscribe()
             if self._resumed is not None:
@@ -239,6 +247,7 @@ class MigrationDriver:
     async def _after_failure(self) -> None:
         """The migration is off: the source has to run again, with all of its frames."""
         source = self._source.machine
+        self._aborted = True
 
         async def running() -> bool:
             return bool((await source.qmp.command("query-status"))["running"])

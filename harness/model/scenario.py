@@ -114,9 +114,13 @@ class SlowDeviceSection(_Section, frozen=True):
 
 
 class GuestSection(_Section, frozen=True):
-    """`memory`: size such as "256M". `machine`: QEMU machine type. `kernel`, `modules`, `image`: instead of the shipped ones."""
+    """`memory`: size such as "256M". `machine`: QEMU machine type. `kernel`, `modules`, `image`: instead of the shipped ones.
+
+    `shared_memory`: keep it in a file that source and destination both map (for the capability x-ignore-shared).
+    """
 
     memory: Annotated[str, Meta(description='a size such as "256M"')] = "256M"
+    shared_memory: bool = False
     vcpus: Annotated[int, Meta(ge=1, le=16)] = 1
     machine: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]+$", description="a QEMU machine type such as q35")] = "q35"
     cpu: str | None = None

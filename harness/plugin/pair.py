@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import base64
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import paramiko
@@ -39,6 +39,8 @@ from harness.vm.discovery import Features, discover
 __all__ = ["GuestPair", "Settings", "Stream", "UdpFactory"]
 
 UdpFactory = Callable[..., contextlib.AbstractContextManager["Stream"]]
+
+T = TypeVar("T")
 
 _RUN_S = 180.0
 _DRAIN_S = 0.3
@@ -85,6 +87,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             guest=msgspec.convert({"kernel": self.kernel, "image": self.image} | self.guest, GuestSection),
             network=msgspec.convert(self.network, NetworkSection),
             qemu=QemuSection(source=self.qemu, destination=self.qemu_destination or self.qemu),
+            migration=MigrationSection(capabilities=("x-ignore-shared",) if self.guest.get("shared_memory") else ()),
         )  # fmt: skip
 
 
@@ -248,6 +251,14 @@ class GuestPair:
     def run(self, argv: Sequence[str], *, on: str = "mobile", timeout_s: float = 30.0) -> CommandResult:
         """Run a program in a guest, whatever its status."""
         return self._loop.run(self._agent(on).run(argv, deadline=Deadline(timeout_s)))
+
+    def qmp(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
+        """Ask the QEMU that the mobile guest is in; names as QEMU spells them. `CommandRefusedError` when it refuses."""
+        return self._loop.run(self.lab.mobile.qmp.call(command, arguments))
+
+    def do(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do a piece of the lab's asynchronous work, such as `lab.warden.spawn(...)`; returns what it returns."""
+        return self._loop.run(work)
 
     def _agent(self, on: str) -> GuestAgent:
         if on == "mobile":

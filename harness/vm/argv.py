@@ -22,6 +22,7 @@ TRACES = (
     "virtio_vmstate_change",
     "virtio_net_iterative_*",
     "*netpass*",
+    "tap_transfer_*",
     "qemu_announce_self_iter",
     "runstate_set",
 )
@@ -58,7 +59,9 @@ class NicSpec(msgspec.Struct, frozen=True, kw_only=True):
 class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything the command line depends on. `argv_prefix` starts the binary; `data_dirs` are firmware folders.
 
-    `migration_devices`: test devices without a side for the guest. `incoming`: where the guest comes from: `DEFERRED` until the monitor says it, or a saved state (`harness.vm.warm.state_uri`).
+    `memory_file`: a file that is the guest's memory, for a destination on the same host to open as well. `migration_devices`: test
+    devices without a side for the guest. `incoming`: where the guest comes from: `DEFERRED` until the monitor says it, or a saved
+    state (`harness.vm.warm.state_uri`).
     """
 
     name: str
@@ -68,6 +71,7 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     machine: str = "q35"
     cpu: str = "qemu64"
     memory_mib: int = 256
+    memory_file: str | None = None
     vcpus: int = 1
     kernel: str
     initrd: str | None = None
@@ -122,7 +126,7 @@ def machine_argv(spec: MachineSpec) -> list[str]:
         "-name", spec.name,
         "-no-user-config", "-nodefaults",
         "-display", "none",
-        "-machine", spec.machine,
+        "-machine", spec.machine + (",memory-backend=ram" if spec.memory_file else ""),
         "-accel", spec.accelerator,
         "-cpu", spec.cpu,
         "-smp", str(spec.vcpus),
@@ -137,6 +141,8 @@ def machine_argv(spec: MachineSpec) -> list[str]:
         "-chardev", f"socket,id=agent,fd={Descriptor.AGENT:d}",
         "-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0",
     ]  # fmt: skip
+    if spec.memory_file is not None:
+        argv += ["-object", f"memory-backend-file,id=ram,size={spec.memory_mib}M,mem-path={spec.memory_file},share=on"]
     if spec.initrd is not None:
         argv += ["-initrd", spec.initrd]
     for folder in spec.data_dirs:

@@ -80,7 +80,7 @@ class Redirect(Mechanism):
         place = f"netdev={nic.id}-netdev,queue=tx"
         return msgspec.structs.replace(spec, extra=(
             *spec.extra,
-            "-chardev", f"socket,id={_SOCKET_IN},path={self._path(spec.name)},server=on,wait=off",
+            "-chardev", f"socket,id={_SOCKET_IN},path={self.socket_path(spec.name)},server=on,wait=off",
             "-object", f"filter-buffer,id={OWN},{place},release=manual,max-packets={_MOST_HELD}",
             "-object", f"filter-redirector,id={IN},{place},indev={_SOCKET_IN},vnet_hdr_support=on{several}",
             "-object", f"filter-buffer,id={PASSED},{place},release=resume,max-packets={_MOST_HELD}",
@@ -92,14 +92,15 @@ class Redirect(Mechanism):
         return {when_stopped: True}
 
     @staticmethod
-    def _path(destination: str) -> str:
+    def socket_path(destination: str) -> str:
+        """Where the destination of that name listens for frames."""
         return str(SCRATCH / f"{destination}.frames")
 
     async def prepare(self, context: SwitchContext) -> None:
         source, network = context.source, context.network
         self._macs = set(await network.forwarding_entries(source.port))
         await self._remove_from_source(context)
-        address = {"type": "unix", "data": {"path": self._path(context.destination.machine.spec.name)}}
+        address = {"type": "unix", "data": {"path": self.socket_path(context.destination.machine.spec.name)}}
         backend = {"type": "socket", "data": {"addr": address, "server": False}}
         properties = {
             "qom-type": self.source_filter, "id": OUT, "netdev": f"{context.nic}-netdev", "queue": "tx", "outdev": _SOCKET_OUT,
