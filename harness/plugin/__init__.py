@@ -19,9 +19,9 @@ import pytest
 
 from harness.errors import EnvironmentLackError, SwitchoverError
 from harness.plugin.loop import LoopThread
-from harness.plugin.pair import GuestPair, Settings, UdpFactory
+from harness.plugin.pair import GuestPair, Settings, TrafficFactory
 
-__all__ = ["guest_pair", "lab", "udp"]
+__all__ = ["guest_pair", "lab", "ping", "tcp", "udp"]
 
 _OPTIONS = (
     ("--switchover-qemu", "QEMU", "system", "QEMU of the source: a name of `switchover qemu list`, or a path"),
@@ -125,6 +125,18 @@ def lab(guest_pair: GuestPair) -> Any:
 
 
 @pytest.fixture
-def udp(guest_pair: GuestPair) -> UdpFactory:
+def udp(guest_pair: GuestPair) -> TrafficFactory:
     """`with udp(rate_pps=..., direction=...) as stream:`; `stream.ledger` is there after the block."""
     return guest_pair.udp
+
+
+@pytest.fixture
+def tcp(guest_pair: GuestPair) -> TrafficFactory:
+    """`with tcp(mode=..., direction=...) as stream:`, or `tcp(idle=True)`; `stream.connection` is there after the block."""
+    return guest_pair.tcp
+
+
+@pytest.fixture
+def ping(guest_pair: GuestPair) -> TrafficFactory:
+    """`with ping(rate_pps=...) as stream:`; `stream.witness` is there after the block."""
+    return guest_pair.ping

@@ -18,7 +18,7 @@ from harness.lab import Lab
 from harness.migrate.checks import check_plan
 from harness.migrate.driver import MigrationRecord
 from harness.model.plan import MigrationPlan
-from harness.model.result import RunResult, StreamResult
+from harness.model.result import RunResult, StreamResult, TcpResult, WitnessResult
 from harness.model.scenario import (
     Accelerator,
     GuestSection,
@@ -26,20 +26,22 @@ from harness.model.scenario import (
     NetworkSection,
     QemuSection,
     Scenario,
+    TrafficKind,
     TrafficSection,
 )
-from harness.model.streams import plan_streams
+from harness.model.streams import plan_traffic
+from harness.model.traffic_rules import traffic_problems
 from harness.plugin.loop import LoopThread
 from harness.recording import Recording
 from harness.run import RunOptions, prepare
 from harness.store.rundir import RunDirectory
+from harness.traffic.witness import require_programs
 from harness.vm.agent import CommandResult, GuestAgent
 from harness.vm.discovery import Features, discover
 
-__all__ = ["GuestPair", "Settings", "Stream", "UdpFactory"]
+__all__ = ["GuestPair", "Settings", "Stream", "TrafficFactory"]
 
-UdpFactory = Callable[..., contextlib.AbstractContextManager["Stream"]]
-
+TrafficFactory = Callable[..., contextlib.AbstractContextManager["Stream"]]
 T = TypeVar("T")
 
 _RUN_S = 180.0
@@ -108,8 +110,23 @@ class Stream:
     @property
     def ledger(self) -> StreamResult:
         """This stream's account: `lost`, `delivered`, `duplicated`, `reordered`, `passed`, `ledger` (the classes), ..."""
-        (mine,) = [stream for stream in self.result.streams if stream.name == self.name]
-        return mine
+        return self._mine(self.result.streams, "a UDP stream")
+
+    @property
+    def connection(self) -> TcpResult:
+        """This connection's account: `survived`, `longest_stall_ms`, `rto_events`, `retransmitted_segments`, ..."""
+        return self._mine(self.result.tcp, "a TCP connection")
+
+    @property
+    def witness(self) -> WitnessResult:
+        """What this client says (`figures`), and the capture of the same packets (`capture`)."""
+        return self._mine(self.result.witnesses, "a witness")
+
+    def _mine(self, entries: Sequence[T], what: str) -> T:
+        for entry in entries:
+            if getattr(entry, "name", None) == self.name:
+                return entry
+        raise UsageError(f"{self.name} is not {what}", hint="udp has .ledger, tcp has .connection, ping has .witness")
 
 
 class GuestPair:
@@ -162,19 +179,34 @@ class GuestPair:
 
     # -- traffic and migration
 
-    @contextlib.contextmanager
-    def udp(self, **traffic: Any) -> Iterator[Stream]:
+    def udp(self, **traffic: Any) -> contextlib.AbstractContextManager[Stream]:
         """A UDP stream for the length of the block. Keys as in a scenario's traffic section; direction "both" isn't one stream.
 
-        Blocks may be nested; the account is made when the outermost one ends.
+        Blocks may be nested, those of other kinds too; the account is made when the outermost one ends.
         """
-        section = msgspec.convert({"direction": "to-guest"} | traffic, TrafficSection)
+        return self._block(TrafficKind.UDP, {"direction": "to-guest"} | traffic)
+
+    def tcp(self, *, idle: bool = False, **traffic: Any) -> contextlib.AbstractContextManager[Stream]:
+        """A TCP connection, as `udp`; `idle`: one that says nothing. Its account is `connection`."""
+        return self._block(TrafficKind.IDLE_TCP if idle else TrafficKind.TCP, {"direction": "to-guest"} | traffic)
+
+    def ping(self, **traffic: Any) -> contextlib.AbstractContextManager[Stream]:
+        """ping from the peer, as `udp`. Its account is `witness`."""
+        return self._block(TrafficKind.ICMP, traffic)
+
+    @contextlib.contextmanager
+    def _block(self, kind: TrafficKind, traffic: dict[str, Any]) -> Iterator[Stream]:
+        section = msgspec.convert({"kind": kind.value} | traffic, TrafficSection)
+        problems = list(traffic_problems(Scenario(name="block", traffic=(section,))))
+        if problems:
+            raise UsageError(f"{problems[0].key[-1]} = {problems[0].value!r}: {problems[0].wrong}", hint=problems[0].mend)
         if section.direction == "both":
-            raise UsageError('direction "both" stands for two streams', hint="nest two udp() blocks")
-        (plain,) = plan_streams([section])
+            raise UsageError('direction "both" stands for two streams', hint=f"nest two {kind} blocks")
+        require_programs([section], peer=self.lab.settings.peer)
+        (plain,) = plan_traffic([section])
         self._stream_count += 1
         number = self._stream_count
-        name = section.name or f"udp{number}-{section.direction}"
+        name = section.name or (f"{kind}{number}-{section.direction}" if section.direction else f"{kind}{number}")
         stream = msgspec.structs.replace(plain, id=number, port=plain.port + number, name=name)
         deadline = Deadline(_RUN_S)
         recording = self._begin()

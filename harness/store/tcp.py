@@ -53,7 +53,7 @@ def find_tcp(run: RunDirectory, facts: RunFacts, peer: Capture | None, windows: 
         result = _result(run, stream, mine[0] if mine else None, _entries(summaries, stream), windows)
         notes += _retransmission_notes(result)
         results.append(result)
-    counters = {s["endpoint"]: dict(s["tcp_counters"]) for s in summaries if s.get("tcp_counters")}
+    counters = _counters(summaries)
     notes += _counter_notes(counters, connections)
     return TcpFindings(tuple(results), counters, tuple(notes), connections)
 
@@ -65,6 +65,16 @@ def _summaries(run: RunDirectory) -> list[dict[str, Any]]:
     except (OSError, msgspec.MsgspecError) as error:
         raise UsageError(f"{path} can't be read: {error}") from error
     return found
+
+
+def _counters(summaries: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Per end; of several generators the one that ran for longest saw the most."""
+    found: dict[str, dict[str, int]] = {}
+    for summary in summaries:
+        mine = found.setdefault(summary["endpoint"], {})
+        for name, increase in summary.get("tcp_counters", {}).items():
+            mine[name] = max(mine.get(name, 0), increase)
+    return {end: counted for end, counted in found.items() if counted}
 
 
 def _entries(summaries: list[dict[str, Any]], stream: TcpStream) -> dict[str, dict[str, Any]]:
