@@ -335,7 +335,15 @@ def test_too_small_a_disk_is_said_before_anything_is_done(tree, cache, monkeypat
     assert not (cache / "qemu/repo.git").exists()
 
 
-def test_an_interrupt_ends_the_children_and_a_repeat_succeeds(tree, cache):
+@pytest.fixture
+def interruptible():
+    """A job of a shell without job control inherits SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_ends_the_children_and_a_repeat_succeeds(tree, cache, interruptible):
     configure = tree / "configure"
     stock = configure.read_text()
     configure.write_text(stock.replace("#!/bin/sh", "#!/bin/sh\necho $$ > pid; exec sleep 600"))

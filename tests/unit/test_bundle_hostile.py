@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from harness.analysis.records import _HEADER
 from harness.bundle import open_bundle, open_run
 from harness.cli import main
-from harness.errors import BundleError
+from harness.errors import BundleError, SwitchoverError
 from harness.store.analyze import analyze_run
 
 PATCH = b"""From: Some Body <some@example.org>
@@ -720,7 +720,7 @@ def test_records_with_anything_in_them_are_analysed_or_refused(sound, data):
         try:
             with open_run(path) as run:
                 analyze_run(run)
-        except BundleError as refusal:
+        except SwitchoverError as refusal:
             said = str(refusal)
         assert folder not in said
         assert said == "" or said.isprintable()
