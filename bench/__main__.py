@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 
-BENCHMARKS = ("capture", "analysis")
+BENCHMARKS = ("capture", "analysis", "index")
 
 
 def main() -> int:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ from harness.model.result import RunResult
 from harness.model.scenario import MigrationMode, Scenario
 from harness.model.streams import plan_traffic
 from harness.recording import Recording
+from harness.store.index import Index, results_folder
 from harness.store.rundir import RunDirectory
 from harness.traffic.witness import require_programs
 from harness.vm.discovery import discover
@@ -100,6 +102,9 @@ async def run_scenario(scenario: Scenario, *, options: RunOptions, progress: Pro
             ) from error
         raise
     directory.finish()
+    # what goes wrong here is of no account: the next reader finds the run anyway
+    with contextlib.suppress(SwitchoverError, sqlite3.Error, OSError), Index(results_folder(directory.path)) as index:
+        index.add(directory.path)
     return result, directory.path
 
 

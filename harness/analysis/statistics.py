@@ -13,10 +13,12 @@ from enum import StrEnum
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 _RESAMPLES = 9999
 _SEED = 20230801
 _ROWS_AT_ONCE = 2_000_000
+_MANY = 200
 
 
 class Median(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +50,12 @@ def median(values: Sequence[float] | NDArray[np.float64], *, confidence: float =
     if not data.size or not np.isfinite(data).all():
         raise ValueError("a median needs values, all of them finite")
     low = high = None
-    if data.size >= FEWEST:
+    if data.size > _MANY:
+        # As good as resampling with so many, and exact: the order statistics between which a coin's heads fall.
+        rank = int(stats.binom.ppf((1 - confidence) / 2, data.size, 0.5))
+        ordered = np.sort(data)
+        low, high = float(ordered[rank - 1]), float(ordered[-rank])
+    elif data.size >= FEWEST:
         tail = (1 - confidence) / 2 * 100
         low, high = (float(each) for each in np.percentile(_resampled_medians(data), (tail, 100 - tail)))
     return Median(median=float(np.median(data)), low=low, high=high, count=data.size, confidence=confidence)

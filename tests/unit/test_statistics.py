@@ -36,6 +36,13 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     assert 180 <= hits <= 200
 
 
+def test_the_interval_of_many_values_covers_the_truth_too() -> None:
+    random = np.random.default_rng(2)
+    found = [median(random.exponential(10, 300)) for _ in range(300)]
+    truth = 10 * np.log(2)
+    assert 275 <= sum(each.low <= truth <= each.high for each in found if each.low is not None and each.high is not None) <= 298
+
+
 def test_constant_data_have_an_interval_of_no_width() -> None:
     found = median([3.0] * 10)
     assert (found.median, found.low, found.high) == (3, 3, 3)
