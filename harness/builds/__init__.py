@@ -23,6 +23,7 @@ from harness.builds._portable import (
     recipe_problem,
 )
 from harness.builds._process import Progress
+from harness.builds._rebuild import rebuild
 from harness.builds._toolchain import BUILD_PACKAGES
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "list_qemus",
     "patch_problem",
     "patches_of_build",
+    "rebuild",
     "recipe_of",
     "recipe_problem",
     "resolve_qemu",

@@ -17,12 +17,13 @@ from harness.builds._layout import Layout, checked_name, exclusive, saying_disk_
 from harness.builds._portable import PATCHES
 from harness.builds._process import CommandError, Progress, run, silent
 from harness.builds._recipe import Recipe, images_dir
+from harness.builds._sandbox import sandboxed
 from harness.builds._series import Series, resolve
 from harness.builds._source import Source, Tree, built_binary, import_source, parse
 from harness.cache import cache_dir
 from harness.errors import EnvironmentLackError, SwitchoverError, TestbedError, UsageError
 
-__all__ = ["REFERENCE", "build"]
+__all__ = ["REFERENCE", "Plan", "Work", "build", "need_bytes"]
 
 REFERENCE = "reference"
 _FORMAT = 1  # raised when the same inputs would give another binary
@@ -38,6 +39,11 @@ _KCONFIG = re.compile(r"^\s*(?:menu)?config (\w+)", re.MULTILINE)
 _DEVICE = re.compile(r"CONFIG_(\w+)=y")
 _STEP = re.compile(r"\[(\d+)/(\d+)\] ")
 _STALE = ("no known rule to make it", "ninja: error: loading", "ninja: error: rebuilding", "ninja: error: build.ninja")
+
+
+def need_bytes() -> int:
+    """Room that a build needs."""
+    return _NEED_BYTES
 
 
 def build(
@@ -94,7 +100,7 @@ def build(
             patched = apply(prepared, repository=layout.repository, tree=tree.tree, scratch=scratch)
             if prepared:
                 progress(f"applied {', '.join(each.name for each in prepared)}")
-            entry = _Work(layout, plan, patched, lock, progress, jobs).install(name, scratch)
+            entry = Work(layout, plan, patched, lock, progress, jobs).install(name, scratch)
     return load(entry).installed(entry, name=name)
 
 
@@ -116,7 +122,7 @@ def _adopt(layout: Layout, name: str, folder: Path, binary: Path, *, progress: P
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """All that decides what is built."""
 
     source: Source
@@ -139,7 +145,7 @@ class _Plan:
 
 def _plan(
     source: Source, tree: Tree, series: Sequence[Series], options: Sequence[str], *, recipe: Recipe, minimal: bool
-) -> _Plan:
+) -> Plan:
     chosen: list[str] = []
     devices = ""
     if minimal:
@@ -152,19 +158,21 @@ def _plan(
     if source.offline:
         chosen.append("--disable-download")
     chosen += options
-    return _Plan(source, tree, tuple(series), tuple(chosen), devices, _toolchain.compiler_version())
+    return Plan(source, tree, tuple(series), tuple(chosen), devices, _toolchain.compiler_version())
 
 
-class _Work:
+class Work:
     """One build in its slot, under the cache's lock."""
 
     def __init__(
-        self, layout: Layout, plan: _Plan, tree: str, lock: int, progress: Progress, jobs: int | None
+        self, layout: Layout, plan: Plan, tree: str, lock: int, progress: Progress, jobs: int | None, *, untrusted: bool = False
     ) -> None:
+        """With `untrusted`, whatever the source brings along runs in a sandbox, in a slot that is gone afterwards."""
         self._layout, self._plan, self._tree, self._lock, self._progress = layout, plan, tree, lock, progress
         self._jobs = jobs or len(os.sched_getaffinity(0))
         self._tools = _toolchain.prepare(layout, progress=progress)
-        self._slot = layout.slots / plan.source.slot
+        self._untrusted = untrusted
+        self._slot = layout.slots / (f"untrusted-{plan.build_id}" if untrusted else plan.source.slot)
         self._source = self._slot / "source"
         self._argv = [
             str(self._source / "configure"), *plan.options,
@@ -183,6 +191,8 @@ class _Work:
             "CCACHE_DEPEND": "1",
             "PATH": f"{Path(self._tools.ninja).parent}:{os.environ['PATH']}",
         }
+        if untrusted:
+            self._env |= {"CCACHE_READONLY": "1", "CCACHE_TEMPDIR": "/tmp"}
 
     def install(self, name: str, scratch: Path) -> Path:
         """Compile and publish; returns the store's folder."""
@@ -199,7 +209,10 @@ class _Work:
                 shutil.rmtree(self._folder)
                 self._configure()
                 self._compile()
-            return self._publish(name, scratch)
+            entry = self._publish(name, scratch)
+            if self._untrusted:
+                self._give_up()
+            return entry
         except CommandError as error:
             if error.disk_full:
                 self._give_up()
@@ -215,7 +228,17 @@ class _Work:
         for part in self._layout.repository.glob("objects/*/tmp_obj_*"):
             part.unlink(missing_ok=True)
 
+    def _confined(self, argv: Sequence[str], *, readable: Sequence[Path] = (), writable: Path | None = None) -> list[str]:
+        """`argv` as it is to be started: in a sandbox if what it runs is a stranger's."""
+        if not self._untrusted:
+            return list(argv)
+        tools = [Path(self._tools.python).parent.parent, Path(self._tools.ninja).parent, Path(self._env["CCACHE_DIR"])]
+        return sandboxed(argv, writable=writable, readable=[*readable, *tools], env=self._env if writable else None)
+
     def _run(self, argv: Sequence[str], each_line: Progress | None = None) -> None:
+        if self._untrusted:
+            run(self._confined(argv, readable=[self._source], writable=self._folder), log=self._log, each_line=each_line)
+            return
         run(argv, cwd=self._folder, env=self._env, log=self._log, keep_fds=(self._lock,), each_line=each_line)
 
     def _check_out(self) -> None:
@@ -274,7 +297,8 @@ class _Work:
             if not error.disk_full and (lack := _toolchain.mend_for(error.output)):
                 raise lack from error
             raise
-        stamp.write_text(wanted)
+        if not self._untrusted:  # a stranger's configure may have left a link there; its slot is never carried on with
+            stamp.write_text(wanted)
         folders = [folder for folder in self._slot.glob("build-*") if folder.is_dir()]
         for old in sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True)[_KEPT_FOLDERS:]:
             shutil.rmtree(old, ignore_errors=True)
@@ -298,9 +322,11 @@ class _Work:
     def _publish(self, name: str, scratch: Path) -> Path:
         install = scratch / "install"
         install.mkdir()
+        if (self._folder / _TARGET).is_symlink():
+            raise TestbedError(f"the build of {name} left a link where its binary should be")
         shutil.copy2(self._folder / _TARGET, install / _TARGET)
         shutil.copy2(self._log, install / "build.log")
-        prefix = [str(install / _TARGET)]
+        prefix = self._confined([str(install / _TARGET)], readable=[install, self._layout.root])
         version = _probe.checked_version(prefix)
         own = self._firmware_of_tree(install / "firmware")
         found = () if own else firmware(self._layout, progress=self._progress, keep_fds=(self._lock,))

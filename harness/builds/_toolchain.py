@@ -22,7 +22,7 @@ __all__ = ["BUILD_PACKAGES", "Toolchain", "compiler_version", "has_module", "men
 BUILD_PACKAGES = (
     "gcc", "libc6-dev", "make", "git", "pkg-config", "patch", "xz-utils", "dpkg-dev", "ccache", "python3-venv",
     "debian-archive-keyring", "libglib2.0-dev", "zlib1g-dev", "libfdt-dev", "libzstd-dev", "libgnutls28-dev",
-    "seabios", "qemu-system-data",
+    "seabios", "qemu-system-data", "bubblewrap",
 )
 _PROGRAMS = {"gcc": "gcc", "git": "git", "pkg-config": "pkg-config", "tar": "tar", "ar": "binutils"}
 _DEBIAN_PROGRAMS = {"dpkg-source": "dpkg-dev", "patch": "patch", "xz": "xz-utils"}

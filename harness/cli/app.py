@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import json as jsonlib
 import os
-import signal
 import sys
 import traceback
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -20,12 +19,11 @@ from harness.cache import cache_dir
 from harness.cli import history
 from harness.cli.bundle_app import register as register_bundles
 from harness.cli.progress import reporting
+from harness.cli.waiting import run_to_end as _run
 from harness.errors import SwitchoverError, UsageError
 from harness.model.result import Outcome, RunResult, Verdict
 
 __all__ = ["app", "main"]
-
-T = TypeVar("T")
 
 # BadParameter -> UsageError -> ClickException, in typer's own copy of click or in click itself, by typer's version.
 _BadUsage: Any = typer.BadParameter.__mro__[2]
@@ -50,19 +48,6 @@ Runs = Annotated[list[Path], typer.Argument(help="Run directories, or bundles.",
 
 def _results(given: Path | None) -> Path:
     return given if given is not None else Path("results")
-
-
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    """Run to the end; an interrupt cancels the work, which tears its lab down."""
-
-    async def guarded() -> T:
-        task = asyncio.ensure_future(work)
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, task.cancel)
-        return await task
-
-    return asyncio.run(guarded())
 
 
 def _print_json(value: Any) -> None:
