@@ -14,7 +14,7 @@ SPEC = MachineSpec(
 SNAPSHOT = """\
 qemu-system-x86_64 -name m0 -no-user-config -nodefaults -display none -machine q35 -accel tcg -cpu qemu64 -smp 1 -m 256M
 -kernel /k -append console=ttyS0 quiet -chardev socket,id=qmp,fd=3 -mon chardev=qmp,mode=control
--chardev socket,id=console,fd=4 -serial chardev:console -device virtio-serial-pci,id=serial0 -chardev socket,id=agent,fd=5
+-chardev socket,id=console,fd=4 -serial chardev:console -device virtio-serial-pci,id=serial0,max_ports=2 -chardev socket,id=agent,fd=5
 -device virtserialport,chardev=agent,name=org.qemu.guest_agent.0 -initrd /i -L /fw -netdev tap,id=net0-netdev,fd=16,vhost=off
 -device virtio-net-pci,id=net0,netdev=net0-netdev,mac=52:54:00:77:00:02,romfile= -msg timestamp=on
 -trace enable=runstate_set"""
