@@ -112,7 +112,8 @@ class StreamResult(_Record, frozen=True, kw_only=True):
     `network_downtime_ms` of a stream to the guest ends when the guest received, by its own clock mapped to the host's;
     `earliest_downtime_ms` when it could have, by captures and the RESUME event alone. `longest_gap_ms`, `outages` and `latency_ms` are
     by captures. `network_split`: the parts of the network downtime in milliseconds, whose sum is the downtime and one
-    sending interval. `estimates`: what each published formula makes of this stream, in milliseconds.
+    sending interval. `estimates`: what each published formula makes of this stream, in milliseconds. `sent_by_phase` and
+    `lost_by_phase`: packets by the phase in which they were sent, phases without any left out.
     """
 
     name: str
@@ -134,6 +135,7 @@ class StreamResult(_Record, frozen=True, kw_only=True):
     lost_by_phase: dict[str, int]
     earliest_downtime_ms: float | None = None
     network_split: dict[str, float] = {}
+    sent_by_phase: dict[str, int] = {}
     estimates: dict[str, float | None] = {}
 
 

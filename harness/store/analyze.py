@@ -195,6 +195,7 @@ def _stream_result(
     outages = find_outages(ledger, interval_ns=stream.interval_ns)
     downtime = network_downtime(outages, windows=windows) if windows else None
     gap, spread = longest_gap_ns(ledger), delays(ledger)
+    by_phase = sent_by_phase(ledger, found)
     return StreamResult(
         name=stream.name, kind="udp", direction=stream.direction, sent=counts.sent, delivered=counts.delivered,
         lost=counts.sent - counts.delivered, passed=counts.passed, late=counts.late, duplicated=counts.duplicated,
@@ -216,7 +217,8 @@ def _stream_result(
             dropped_by_guest=counts.dropped_by_guest, lost_on_return=counts.lost_on_return,
             unexplained=counts.unexplained,
         ),
-        lost_by_phase={str(p.phase): p.lost for p in sent_by_phase(ledger, found) if p.lost},
+        lost_by_phase={str(p.phase): p.lost for p in by_phase if p.lost},
+        sent_by_phase={str(p.phase): p.sent for p in by_phase if p.sent},
     )  # fmt: skip
 
 

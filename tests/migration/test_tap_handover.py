@@ -21,9 +21,8 @@ def test_no_packet_is_lost_doubled_or_reordered(guest_pair, udp, rate_pps):
         guest_pair.succeed("sleep 0.5")
     exactly_once(down)
     exactly_once(up)
-    compute_ms = down.result.downtime.compute_ms.value
-    assert down.ledger.passed >= 0.8 * rate_pps * 0.150
-    assert down.ledger.passed <= 1.2 * rate_pps * compute_ms / 1000 + 5
+    # What was sent while no machine ran was passed over, but one that reaches the bridge as the destination takes over.
+    assert down.ledger.passed >= down.ledger.sent_by_phase["stopped"] - 1 > 100
 
 
 @pytest.mark.switchover(requires=["ring-status"], peer="guest")
