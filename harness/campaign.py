@@ -15,6 +15,7 @@ from typing import Protocol
 import msgspec
 
 from harness.errors import SwitchoverError
+from harness.model.calibration import CalibrationResult
 from harness.model.campaign import Arm, Campaign, Trial
 from harness.model.load import load_scenario
 from harness.model.result import RunResult
@@ -84,7 +85,7 @@ def plan_campaign(
 
 async def run_campaign(
     plan: CampaignPlan, *, options: RunOptions, progress: Progress, directory: CampaignDirectory | None = None,
-    calibration: object = None, runner: Runner | None = None, clear: Callable[[Campaign], bool] | None = None,
+    calibration: CalibrationResult | None = None, runner: Runner | None = None, clear: Callable[[Campaign], bool] | None = None,
 ) -> Campaign:
     """Run the plan. Every arm is checked before the first one boots.
 
@@ -118,7 +119,7 @@ async def run_campaign(
     return _campaign(plan, trials, calibration)
 
 
-def _campaign(plan: CampaignPlan, trials: Sequence[Sequence[Trial]], calibration: object) -> Campaign:
+def _campaign(plan: CampaignPlan, trials: Sequence[Sequence[Trial]], calibration: CalibrationResult | None) -> Campaign:
     arms = [Arm(label=arm.label, trials=tuple(mine)) for arm, mine in zip(plan.arms, trials, strict=True)]
     return Campaign(arms=tuple(arms), calibration=calibration, looks=plan.looks)
 

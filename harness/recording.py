@@ -18,17 +18,20 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from harness.builds import QemuInstall
+from harness.capture.bpf import drop_probes_bytecode
 from harness.capture.ring import CapturePoint, CaptureSet
-from harness.errors import SwitchoverError, TestbedError
+from harness.errors import SwitchoverError, TestbedError, UsageError
 from harness.host.deadline import Deadline
+from harness.host.drops import PortDrops
 from harness.host.facts import host_facts
 from harness.host.network import Port, PortCounters
 from harness.lab import Lab, LabSettings
 from harness.migrate.driver import MigrationRecord
+from harness.model.calibration import CalibrationResult
 from harness.model.facts import CaptureFacts, CounterFacts, MigrationFacts, RunFacts
 from harness.model.plan import MigrationPlan
 from harness.model.result import GuestIdentity, QemuIdentity, QemuPair
-from harness.model.scenario import MigrationMode, Scenario
+from harness.model.scenario import InjectSection, MigrationMode, Scenario
 from harness.model.streams import TcpStream, Traffic, UdpStream, Witness
 from harness.store.analyze import Analysis, analyze_run
 from harness.store.frames import write_frames
@@ -46,6 +49,7 @@ class Recording:
         self.figures: dict[str, float] = dict(lab.figures)
         self.notes: list[str] = []
         self.failure: str | None = None
+        self.calibration: CalibrationResult | None = None
         self._lab = lab
         self._settings: LabSettings = lab.settings  # as they are before the migration swaps the sides
         self._directory = directory
@@ -55,6 +59,7 @@ class Recording:
         self._before: dict[str, PortCounters] = {}
         self._traffic: list[UdpStream | TcpStream | Witness] = []
         self._migrations: list[MigrationFacts] = []
+        self._drops: PortDrops | None = None
         self._summaries: list[dict[str, Any]] = []
         self._counters: list[CounterFacts] = []
         self._nonce = secrets.randbits(32)
@@ -86,6 +91,14 @@ class Recording:
         await generator.start(deadline=deadline)
         self._traffic += fresh
         return generator
+
+    async def drop_on_purpose(self, inject: InjectSection, traffic: Iterable[UdpStream | TcpStream | Witness]) -> None:
+        """Let the host drop packets of the first stream to the guest, at the peer's port; the kernel's counter of it is evidence."""
+        stream = next((each for each in traffic if isinstance(each, UdpStream) and each.sender_is_peer and each.ip == 4), None)
+        if stream is None:
+            raise UsageError("inject.drop_packets needs a UDP stream to the guest over IPv4", hint="add one to [[traffic]]")
+        program = drop_probes_bytecode(stream=stream.id, first=inject.drop_first, count=inject.drop_packets)
+        self._drops = await PortDrops.install(self._lab.warden, port=self._ports["peer"], program=program)
 
     async def stop_traffic(self, traffic: Generator, *, drain_s: float, deadline: Deadline) -> None:
         """Stop sending, wait for the last packets, bring in the records."""
@@ -134,7 +147,7 @@ class Recording:
             guest=GuestIdentity(kernel=settings.image.kernel_release, image=settings.image.digest),
             streams=traffic.udp, tcp=traffic.tcp, witnesses=traffic.witnesses, nonce=self._nonce, traffic_start_ns=self._start_ns, traffic_end_ns=end_ns,
             migrations=tuple(self._migrations), captures=captures, counters=tuple(self._counters),
-            figures=self.figures, notes=tuple(self.notes), failure=self.failure,
+            calibration=self.calibration, figures=self.figures, notes=tuple(self.notes), failure=self.failure,
         )  # fmt: skip
         self._directory.write_json("run.json", facts)
         analysis = await asyncio.to_thread(analyze_run, self._directory)
@@ -214,6 +227,10 @@ class Recording:
                 count = after.tx_dropped - self._before[name].tx_dropped
                 self._counters.append(CounterFacts(name=f"{port.name} tx_dropped", place=place, direction=direction, count=count))
         await self._count_what_qemu_lost()
+        if self._drops is not None:
+            count = await self._drops.count()
+            name = f"the filter at {self._ports['peer'].name}"
+            self._counters.append(CounterFacts(name=name, place="bridge", direction="to-guest", count=count))
         for end in self._lab.endpoints:
             # Several generators may have run at an end, at the same time too.
             seen = [summary["queue_drops"] for summary in self._summaries if summary["endpoint"] == end and "queue_drops" in summary]

@@ -24,6 +24,7 @@ from harness.host.deadline import Deadline
 from harness.host.facts import host_facts
 from harness.lab import Lab, LabSettings
 from harness.migrate.checks import check_plan
+from harness.model.calibration import CalibrationResult
 from harness.model.plan import MigrationPlan
 from harness.model.result import RunResult
 from harness.model.scenario import MigrationMode, Scenario
@@ -43,11 +44,13 @@ Progress = Callable[[str], None]
 
 
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """Where things are and go. `cold` boots guests for real instead of starting them from a saved state."""
+    """Where things are and go. `cold` boots guests for real instead of starting them from a saved state; `calibration` is what
+    the campaign showed before, and says what the run's figures are worth."""
 
     results: Path
     cache: Path
     cold: bool = False
+    calibration: CalibrationResult | None = None
 
 
 async def prepare(scenario: Scenario, *, options: RunOptions, progress: Progress) -> LabSettings:
@@ -92,7 +95,7 @@ async def run_scenario(scenario: Scenario, *, options: RunOptions, progress: Pro
     directory = RunDirectory.create(options.results, scenario.name)
     try:
         with _host_lock(options.cache) as alone:
-            result = await _execute(scenario, settings, directory, progress, alone=alone)
+            result = await _execute(scenario, settings, directory, progress, alone=alone, calibration=options.calibration)
     except BaseException as error:
         with contextlib.suppress(SwitchoverError, OSError):
             directory.log(f"ended by {type(error).__name__}: {error}")
@@ -109,7 +112,8 @@ async def run_scenario(scenario: Scenario, *, options: RunOptions, progress: Pro
 
 
 async def _execute(
-    scenario: Scenario, settings: LabSettings, directory: RunDirectory, progress: Progress, *, alone: bool
+    scenario: Scenario, settings: LabSettings, directory: RunDirectory, progress: Progress, *, alone: bool,
+    calibration: CalibrationResult | None,
 ) -> RunResult:
     timing, plan = scenario.timing, MigrationPlan.from_section(scenario.migration, mechanism=scenario.mechanism)
 
@@ -128,10 +132,13 @@ async def _execute(
         await lab.start()
         deadline = Deadline(timing.timeout_s)
         recording = await Recording.begin(lab, directory, scenario=scenario)
+        recording.calibration = calibration
         try:
             if not alone:
                 recording.notes.append("another run was under way on this host: timings are not to be compared")
             planned = tuple(plan_traffic(scenario.traffic))
+            if scenario.inject.drop_packets:
+                await recording.drop_on_purpose(scenario.inject, planned)
             traffic = await recording.start_traffic(planned, deadline=deadline)
             say(f"{len(planned)} streams, {timing.settle_s:g} s before, {timing.tail_s:g} s after")
             await asyncio.sleep(timing.settle_s)

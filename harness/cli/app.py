@@ -139,11 +139,15 @@ def compare(
         list[str] | None,
         typer.Option("--metric", help="Show these readings instead of the main ones: figures.virtio_net_load_us, figures.*", metavar="NAME"),
     ] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate/--no-calibrate", help="Begin with a null run, known outages and drops on purpose: what differences may be claimed.")
+    ] = True,
     results: Results = None,
     json: Json = False,
 ) -> None:
     """Run scenarios by turns (ABAB) and compare each with the first: medians, intervals, counts."""
     from harness.cli.comparing import compare_arms, report, sound
+    from harness.report.calibration import calibration_line
     from harness.report.comparison import comparison_table
     from harness.store.campaigns import campaign_of
 
@@ -157,19 +161,48 @@ def compare(
             campaign, directory = _run(
                 compare_arms(
                     arms, settings=settings or [], repeat=repeat, cold=cold, results=_results(results), progress=progress,
-                    stop_early=stop_early,
+                    stop_early=stop_early, calibrate=calibrate,
                 )
             )
     found = report(campaign, directory=directory)
     if json:
         _print_json(found)
     else:
+        if found.calibration is not None:
+            print(calibration_line(found.calibration) + "\n")
         print(comparison_table(found.comparison, metrics=metric or []))
         if directory is not None:
             print(f"\n{directory}")
     if not campaign.runs or found.failures:
         raise typer.Exit(EXIT_BROKE)
     raise typer.Exit(0 if sound(campaign) else EXIT_INCONCLUSIVE)
+
+
+@app.command()
+def calibrate(
+    scenario: Annotated[str, typer.Argument(help="In whose conditions; settings as for compare.", metavar="[SCENARIO[:K=V,...]]")] = "null",
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Change a key.", metavar="K=V")] = None,
+    outages: Annotated[int, typer.Option("--outages", min=0, help="Injected outages: 5, 20, 100, 500 ms in turn.")] = 4,
+    drops: Annotated[int, typer.Option("--drops", min=0, help="Runs with drops on purpose: 1, 7, 100 packets in turn.")] = 3,
+    cold: Annotated[bool, typer.Option("--cold", help="Boot the guests instead of starting from a saved state.")] = False,
+    results: Results = None,
+    json: Json = False,
+) -> None:
+    """What the figures are worth here: null run, known outages, packets dropped on purpose."""
+    from harness.cli.comparing import calibrate_scenario
+    from harness.report.calibration import calibration_table
+
+    with reporting(quiet=json) as progress:
+        found, directory = _run(
+            calibrate_scenario(
+                scenario, settings=settings or [], outages=outages, drops=drops, cold=cold, results=_results(results), progress=progress
+            )
+        )
+    if json:
+        _print_json(found)
+    else:
+        print(f"{calibration_table(found)}\n\n{directory}")
+    raise typer.Exit(0 if found.sound else EXIT_INCONCLUSIVE)
 
 
 @app.command(hidden=True)

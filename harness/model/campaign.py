@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
 from harness.errors import UsageError
+from harness.model.calibration import CalibrationResult
 from harness.model.result import RunResult
 
 __all__ = ["Arm", "ArmFacts", "Campaign", "CampaignFacts", "Trial", "TrialFacts", "label_arms", "split_arm"]
@@ -57,13 +58,13 @@ class Arm(msgspec.Struct, frozen=True, kw_only=True):
 class Campaign(msgspec.Struct, frozen=True, kw_only=True):
     """`interleaved`: run k of every arm belongs to the same round, so that differences may be taken by pairs.
 
-    `calibration` is the arm's result of `switchover calibrate` as plain values, where there was one. `looks`: the
+    `calibration` is what was found before the first run, where it was asked for. `looks`: the
     numbers of rounds after which it was to be judged and might have ended, fixed before its first run.
     """
 
     arms: tuple[Arm, ...]
     interleaved: bool = True
-    calibration: Any = None
+    calibration: CalibrationResult | None = None
     looks: tuple[int, ...] = ()
 
     @property
@@ -93,7 +94,7 @@ class CampaignFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     campaign_id: str
     repeat: int
     arms: tuple[ArmFacts, ...]
-    calibration: Any = None
+    calibration: CalibrationResult | None = None
     looks: tuple[int, ...] = ()
 
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from harness.model.calibration import CalibrationResult
 from harness.model.result import GuestIdentity, QemuPair
 from harness.model.scenario import Scenario
 from harness.model.streams import TcpStream, UdpStream, Witness
@@ -85,6 +86,7 @@ class RunFacts(_Facts, frozen=True, kw_only=True):
     migrations: tuple[MigrationFacts, ...] = ()
     captures: dict[str, CaptureFacts] = {}
     counters: tuple[CounterFacts, ...] = ()
+    calibration: CalibrationResult | None = None
     figures: dict[str, float] = {}
     notes: tuple[str, ...] = ()
     failure: str | None = None

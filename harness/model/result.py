@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from harness.model.calibration import CalibrationResult
 from harness.model.costs import AckResult, DevicesResult
 from harness.model.scenario import Scenario
 
@@ -292,6 +293,7 @@ class RunResult(_Record, frozen=True, kw_only=True):
     announcements: tuple[Announcement, ...] = ()
     clock: ClockResult | None = None
     marks: tuple[MarkResult, ...] = ()
+    calibration: CalibrationResult | None = None
     captures: dict[str, CaptureResult] = {}
     figures: dict[str, float] = {}
     notes: tuple[str, ...] = ()

@@ -16,6 +16,7 @@ __all__ = [
     "DestinationPort",
     "Direction",
     "GuestSection",
+    "InjectSection",
     "MigrationMode",
     "MigrationSection",
     "NetworkSection",
@@ -219,6 +220,14 @@ TRAFFIC_DEFAULTS: dict[TrafficKind, dict[str, Any]] = {
 """Which keys belong to which kind of traffic (beside `kind`, `name` and `ip`), and their defaults."""
 
 
+class InjectSection(_Section, frozen=True):
+    """What is done to the traffic on purpose: a filter at the peer's port drops `drop_packets` packets of the first UDP stream to
+    the guest, from the sequence number `drop_first` on."""
+
+    drop_packets: Annotated[int, Meta(ge=0, le=100_000)] = 0
+    drop_first: Annotated[int, Meta(ge=0, le=1_000_000_000)] = 200
+
+
 class TimingSection(_Section, frozen=True):
     """`settle_s`: traffic before the migration; `tail_s`: traffic after it; `drain_s`: wait for the last packets;
     `timeout_s`: the whole run's limit."""
@@ -241,5 +250,6 @@ class Scenario(_Section, frozen=True):
     qemu: QemuSection = QemuSection()
     migration: MigrationSection = MigrationSection()
     traffic: tuple[TrafficSection, ...] = ()
+    inject: InjectSection = InjectSection()
     timing: TimingSection = TimingSection()
     expect: dict[str, int | float | str | bool] = {}

@@ -37,7 +37,7 @@ from harness.model.result import (
 )
 from harness.model.scenario import Direction, MigrationMode
 from harness.model.streams import UdpStream
-from harness.model.units import ms
+from harness.model.units import NS_PER_MS, ms
 from harness.store.costs import switchover_costs
 from harness.store.frames import probes_of, read_frames
 from harness.store.measure import measure
@@ -96,7 +96,7 @@ def analyze_run(run: RunDirectory) -> Analysis:
         phases=tuple(PhaseResult(name=p.name, start_ns=p.start_ns, end_ns=p.end_ns) for p in found),
         streams=results, tcp=tcp.results, tcp_counters=tcp.counters, witnesses=witnesses, migration=_migration(facts), devices=costs.devices,
         switchover_ack=costs.switchover_ack, announcements=_announcements(captures), clock=measures.clock_result(),
-        marks=measures.mark_results(),
+        marks=measures.mark_results(), calibration=facts.calibration,
         captures={n: CaptureResult(packets=c.packets, dropped=c.dropped) for n, c in facts.captures.items()},
         figures={**facts.figures, **costs.figures}, notes=(*facts.notes, *costs.notes, *problems, *tcp.notes, *_witness_notes(witnesses)),
     )  # fmt: skip
@@ -157,7 +157,10 @@ def _stream_records(run: RunDirectory, stream: UdpStream) -> StreamRecords:
 
 
 def _late_ns(streams: list[StreamRecords], evidence: Evidence, facts: RunFacts) -> int | None:
-    """Later than anything this run showed before its migration began, and a margin: the run's own null part."""
+    """Later than anything the campaign's null run showed; without one, than anything this run showed before its migration began,
+    and a margin."""
+    if facts.calibration is not None and facts.calibration.late_ms is not None:
+        return round(facts.calibration.late_ms * NS_PER_MS)
     begin = min((m.migrate_ns or m.stop_ns or 0 for m in facts.migrations), default=0)
     if not begin:
         return None
@@ -236,11 +239,12 @@ def _downtimes(facts: RunFacts, streams: tuple[StreamResult, ...]) -> Downtimes:
         compute = ms(migration.resume_ns - migration.stop_ns)
     reported = migration.info.get("downtime") if migration is not None else None
     first = facts.streams[0] if facts.streams else None
+    calibrated = facts.calibration.network_resolution_ms if facts.calibration is not None else 0.0
     return Downtimes(
         compute_ms=Figure(value=compute, resolution_ms=STOP_RESOLUTION_MS),
         network_ms=Figure(
             value=streams[0].network_downtime_ms if streams else None,
-            resolution_ms=ms(first.interval_ns) if first else 0.0,
+            resolution_ms=max(ms(first.interval_ns) if first else 0.0, calibrated),
         ),
         reported_ms=Figure(value=None if reported is None else float(reported), resolution_ms=1.0),
     )

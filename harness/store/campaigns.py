@@ -52,7 +52,7 @@ class CampaignDirectory:
     def save(self, campaign: Campaign, *, arms: Sequence[tuple[str, Sequence[str]]], repeat: int) -> None:
         """Write campaign.json; `arms` are the scenario and the settings of each arm."""
         facts = CampaignFacts(
-            campaign_id=self.path.name, repeat=repeat, calibration=msgspec.to_builtins(campaign.calibration),
+            campaign_id=self.path.name, repeat=repeat, calibration=campaign.calibration,
             looks=campaign.looks,
             arms=tuple(
                 ArmFacts(
