@@ -3,6 +3,9 @@
 The reader parses tar headers one by one and accepts a header only if it is, byte for byte, the one that the writer makes for
 that name and size. Links, devices, folders, extensions, odd owners, numbers in other forms and absolute names all fail
 that one comparison; the checks before it only find the better words. Nothing is written while reading.
+
+The file ends in a seal: a skippable zstd frame (other programs pass over it) with the SHA-256 of all bytes before it. A bit that
+was changed or cut on the way, be it one that would unpack to the same, is found before anything is unpacked. It is no signature.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from harness.bundle.format import (
 )
 from harness.errors import BundleError
 
-__all__ = ["compressed_bytes", "encode_manifest", "is_bundle", "read_archive", "write_archive"]
+__all__ = ["compressed_bytes", "encode_manifest", "is_bundle", "read_archive", "sealed", "write_archive"]
 
 _BLOCK = tarfile.BLOCKSIZE
 _RECORD = tarfile.RECORDSIZE
@@ -41,6 +44,8 @@ _CHUNK = 1 << 18
 _FRAME_HEAD_BYTES = 18
 _OVERHEAD_BYTES = MOST_MANIFEST_BYTES + (MOST_MEMBERS + 40) * 2 * _BLOCK
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_SEAL_HEAD = b"\x5b\x2a\x4d\x18" + (32).to_bytes(4, "little")  # one of zstd's skippable frames, with 32 bytes in it
+_SEAL_BYTES = len(_SEAL_HEAD) + 32
 _KINDS = {
     tarfile.LNKTYPE: "a hard link", tarfile.SYMTYPE: "a symbolic link", tarfile.CHRTYPE: "a character device",
     tarfile.BLKTYPE: "a block device", tarfile.DIRTYPE: "a folder", tarfile.FIFOTYPE: "a pipe",
@@ -85,7 +90,12 @@ def write_archive(manifest: Manifest, content: Mapping[str, bytes]) -> bytes:
         plain.write(bytes(-len(data) % _BLOCK))
     plain.write(bytes(2 * _BLOCK))
     plain.write(bytes(-plain.tell() % _RECORD))
-    return _compressor().compress(plain.getvalue())
+    return sealed(_compressor().compress(plain.getvalue()))
+
+
+def sealed(frame: bytes) -> bytes:
+    """A compressed archive with its seal behind it."""
+    return frame + _SEAL_HEAD + hashlib.sha256(frame).digest()
 
 
 # -- reading
@@ -100,23 +110,63 @@ def is_bundle(path: Path) -> bool:
         return False
 
 
+class _Part(io.RawIOBase):
+    """The next `size` bytes of a file."""
+
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        super().__init__()
+        self._file, self._left = file, size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        part = self._file.read(min(len(buffer), self._left))
+        self._left -= len(part)
+        buffer[: len(part)] = part
+        return len(part)
+
+
+def _check_seal(file: IO[bytes], label: str) -> int:
+    """Hold every byte of the file against its seal; how many there are before it. The file is at its beginning afterwards."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    if file.read(len(_ZSTD_MAGIC)) != _ZSTD_MAGIC:
+        raise BundleError(f"{label}: is no bundle: it is not compressed with zstd")
+    file.seek(0)
+    if size > MOST_BYTES + _OVERHEAD_BYTES:
+        raise BundleError(f"{label}: has {size} bytes, more than any bundle")
+    covered = max(0, size - _SEAL_BYTES)
+    digest = hashlib.sha256()
+    part = _Part(file, covered)
+    while chunk := part.read(_CHUNK):
+        digest.update(chunk)
+    seal = file.read(_SEAL_BYTES + 1)
+    file.seek(0)
+    if len(seal) != _SEAL_BYTES or not seal.startswith(_SEAL_HEAD):
+        raise BundleError(f"{label}: does not end in its seal: it was cut, or is no bundle")
+    if seal != _SEAL_HEAD + digest.digest():
+        raise BundleError(f"{label}: is damaged: it is not what its seal was made for")
+    return covered
+
+
 class _Stream:
     """The decompressed bytes, never more than `most_bytes` of them."""
 
     def __init__(self, file: IO[bytes], label: str, most_bytes: int) -> None:
         self.label = label
         self._left = most_bytes
-        head = file.read(_FRAME_HEAD_BYTES)
-        file.seek(-len(head), io.SEEK_CUR)
+        covered = _check_seal(file, label)
         try:
-            frame = zstandard.get_frame_parameters(head)
+            frame = zstandard.get_frame_parameters(file.read(min(covered, _FRAME_HEAD_BYTES)))
         except zstandard.ZstdError as error:
             raise BundleError(f"{label}: is no bundle: {error}") from error
         if frame.content_size == zstandard.CONTENTSIZE_UNKNOWN or frame.content_size > MOST_BYTES + _OVERHEAD_BYTES:
             raise BundleError(f"{label}: does not say how much it unpacks to, or more than {MOST_BYTES} bytes")
+        file.seek(0)
         # What stands behind the first frame is read too, and then is too much.
         self._reader = zstandard.ZstdDecompressor(max_window_size=MOST_WINDOW_BYTES).stream_reader(
-            file, read_size=_CHUNK, read_across_frames=True
+            io.BufferedReader(_Part(file, covered), _CHUNK), read_size=_CHUNK, read_across_frames=True
         )
 
     def read(self, count: int, *, what: str) -> bytes:
@@ -145,7 +195,7 @@ class _Stream:
 
 
 def read_archive(file: IO[bytes], *, label: str, sink: Sink | None = None, each_manifest: Callable[[Manifest], None] | None = None) -> Manifest:
-    """Read a whole archive, check it, and return its manifest. `sink` is given each member's name and content, in order.
+    """Read a whole archive from a file that can seek, check it, and return its manifest. `sink` is given each member's name and content, in order.
 
     `each_manifest` is called with the manifest before any member is read, and may refuse it. Members are read whole, one at a
     time; memory stays below the largest that the manifest declares (at most 512 MiB). Raises `BundleError`, one line, for whatever
@@ -239,9 +289,12 @@ def _manifest(raw: bytes, *, label: str) -> Manifest:
             raise BundleError(
                 f"{label}: has bundle schema {str(head.schema_version)[:20]}, this program reads {BUNDLE_SCHEMA}: take a newer switchover"
             )
-        return msgspec.json.decode(raw, type=Manifest)
+        manifest = msgspec.json.decode(raw, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{label}: its manifest is damaged: {error}") from error
+    if raw != encode_manifest(manifest):  # a key twice, a number in another form
+        raise BundleError(f"{label}: its manifest is not written as this program writes it")
+    return manifest
 
 
 def _check_members(members: Sequence[Member], *, label: str) -> None:

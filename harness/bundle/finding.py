@@ -162,9 +162,15 @@ def _lost_classes(result: RunResult) -> dict[str, int]:
     return totals
 
 
+_GONE = re.compile(
+    r"(?:Unable to (?:write to|read from) socket: |Failed to (?:send|receive) \w+ to fd: )?(?:Broken pipe|Connection reset by peer|Transport endpoint is not connected)",
+)
+"""A peer that ends is seen by whichever call comes first: which one that is tells nothing."""
+
+
 def _message(seen: Observation) -> str:
     """The failure's first line without what differs from run to run."""
     line = (seen.failure or "no message").splitlines()[0]
     line = re.sub(r"(?:<[a-z]+>|(?<![\w<]))(?:/[\w.+-]+)+", "PATH", line)
     line = re.sub(r"0x[0-9a-fA-F]+|\d+(?:\.\d+)*", "N", line)
-    return line[:300]
+    return _GONE.sub("the other side went away", line)[:300]

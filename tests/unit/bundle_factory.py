@@ -24,7 +24,7 @@ from harness.model.streams import plan_streams
 from harness.store.analyze import analyze
 from harness.store.rundir import RunDirectory
 
-__all__ = ["IDENTITY", "RUN_ID", "Archive", "bundle_bytes", "facts_of", "make_run", "pack"]
+__all__ = ["IDENTITY", "RUN_ID", "Archive", "bundle_bytes", "facts_of", "make_run", "manifest_bytes", "pack"]
 
 RUN_ID = "20260102T030405Z-demo-abcdef"
 IDENTITY = Identity(hosts=("stardust",), users=("alice", "Alice Example"), marks=("0f" * 16,), places=(("/home/alice", "<home>"),))
@@ -104,6 +104,11 @@ def bundle_bytes(tmp_path: Path, **more: Any) -> bytes:
     return make_bundle(make_run(tmp_path / "results", **more), identity=IDENTITY, cache=tmp_path / "cache").data
 
 
+def manifest_bytes(manifest: dict[str, Any]) -> bytes:
+    """As the writer lays it out."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
+
+
 class Archive:
     """A bundle taken apart, to be changed and packed again with digests that fit (or with such that don't)."""
 
@@ -129,7 +134,7 @@ class Archive:
     def entries(self) -> list[tuple[tarfile.TarInfo, bytes]]:
         """Headers and contents as the writer makes them, the manifest first."""
         found = []
-        for name, data in (("manifest.json", msgspec.json.encode(self.manifest)), *((m["name"], self.files[m["name"]]) for m in self.manifest["members"])):
+        for name, data in (("manifest.json", manifest_bytes(self.manifest)), *((m["name"], self.files[m["name"]]) for m in self.manifest["members"])):
             info = tarfile.TarInfo(f"{self.top}/{name}")
             info.size, info.mode = len(data), 0o644
             found.append((info, data))
@@ -137,7 +142,7 @@ class Archive:
 
 
 def pack(entries: list[tuple[tarfile.TarInfo, bytes]], *, behind: bytes = b"", level: int = 1, form: int = tarfile.USTAR_FORMAT) -> bytes:
-    """Any entries as a zstd-compressed tar, however wrong they are."""
+    """Any entries as a zstd-compressed tar, however wrong they are. It has no seal yet: see `harness.bundle.archive.sealed`."""
     out = io.BytesIO()
     for info, data in entries:
         out.write(info.tobuf(format=form))

@@ -224,6 +224,13 @@ def test_a_failure_is_compared_without_what_differs_from_run_to_run(tmp_path):
     assert holds(finding, seen(tmp_path / "d")) is False
 
 
+@pytest.mark.parametrize("said", ["Connection reset by peer", "Unable to read from socket: Connection reset by peer"])
+def test_the_call_that_first_sees_the_other_side_go_is_no_part_of_a_finding(tmp_path, said):
+    finding = finding_of(seen(tmp_path / "a", failure="the migration ended as 'failed': Unable to write to socket: Broken pipe"))
+    assert holds(finding, seen(tmp_path / "b", failure=f"the migration ended as 'failed': {said}")) is True
+    assert holds(finding, seen(tmp_path / "c", failure="the migration ended as 'failed': No space left on device")) is False
+
+
 def test_an_unexpected_time_does_not_make_a_finding_of_a_loss_beside_it(tmp_path):
     finding = finding_of(seen(tmp_path, expect={"downtime.compute_ms": "< 1"}))
     assert [sign.key for sign in finding.signs] == ["downtime.compute_ms"]

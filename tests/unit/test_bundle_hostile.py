@@ -6,6 +6,7 @@ patches, the records of the run). Hypothesis adds flipped bits, cut ends and wha
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -13,19 +14,21 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 import zstandard
-from bundle_factory import RUN_ID, Archive, bundle_bytes, pack
+from bundle_factory import RUN_ID, Archive, bundle_bytes, manifest_bytes, pack
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness.analysis.records import _HEADER
 from harness.bundle import open_bundle, open_run
+from harness.bundle.archive import encode_manifest, read_archive, sealed
+from harness.bundle.format import Manifest
 from harness.cli import main
 from harness.errors import BundleError, SwitchoverError
 from harness.store.analyze import analyze_run
@@ -193,7 +196,7 @@ cases("header form", {
 def _raw_header(archive: Archive, at: int, value: bytes, *, mend: bool = True) -> bytes:
     """Write into the bytes of the second header, with a checksum that fits unless it is not to be mended."""
     plain = bytearray(_plain(archive))
-    first = 512 + -(-len(msgspec.json.encode(archive.manifest)) // 512) * 512
+    first = 512 + -(-len(manifest_bytes(archive.manifest)) // 512) * 512
     header = plain[first : first + 512]
     header[at : at + len(value)] = value
     if mend:
@@ -314,11 +317,24 @@ def _manifest(archive: Archive, change: Callable[[dict[str, Any]], Any]) -> byte
     archive.list_members()
     entries = archive.entries()
     change(archive.manifest)
-    return _with_manifest(entries, msgspec.json.encode(archive.manifest))
+    return _with_manifest(entries, manifest_bytes(archive.manifest))
 
 
 def _member(**values: Any) -> Callable[[dict[str, Any]], Any]:
     return lambda manifest: manifest["members"][0].update(values)
+
+
+@case("manifest: a key twice")
+def _(archive: Archive) -> bytes:
+    archive.list_members()
+    raw = manifest_bytes(archive.manifest)
+    return _with_manifest(archive.entries(), raw.replace(b'"kind":', b'"run_id": "other",\n "kind":', 1))
+
+
+@case("manifest: laid out in another way")
+def _(archive: Archive) -> bytes:
+    archive.list_members()
+    return _with_manifest(archive.entries(), msgspec.json.encode(archive.manifest))
 
 
 cases("manifest", {
@@ -644,7 +660,8 @@ def test_a_hostile_bundle_is_refused_in_one_line(name, sound, empty_place, monke
     if raw is None:
         archive.list_members()
         raw = pack(archive.entries())
-    refused(raw, empty_place, monkeypatch, capsys, ["why", "BUNDLE", "udp", "3"])
+    said = refused(sealed(raw), empty_place, monkeypatch, capsys, ["why", "BUNDLE", "udp", "3"])
+    assert "seal" not in said
 
 
 def test_there_are_two_hundred_of_them():
@@ -654,7 +671,7 @@ def test_there_are_two_hundred_of_them():
 def test_what_the_hand_made_ones_are_made_of_is_accepted_unchanged(sound, tmp_path):
     archive = Archive(sound)
     archive.list_members()
-    for number, raw in enumerate((sound, pack(archive.entries()), _patched(Archive(sound), PATCH))):
+    for number, raw in enumerate((sound, sealed(pack(archive.entries())), sealed(_patched(Archive(sound), PATCH)))):
         path = tmp_path / f"{number}.tar.zst"
         path.write_bytes(raw)
         with open_bundle(path) as bundle:
@@ -674,20 +691,72 @@ def test_what_is_no_file_is_refused(kind, tmp_path):
         pass
 
 
-@given(data=st.data())
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-def test_flipped_bits_and_cut_ends_are_refused_or_change_nothing(sound, data):
-    plain = bytearray(zstandard.ZstdDecompressor().decompress(sound, max_output_size=64 << 20))
-    for at in data.draw(st.sets(st.integers(0, len(plain) - 1), min_size=1, max_size=3)):
-        plain[at] ^= 1 << data.draw(st.integers(0, 7))
-    raw = zstandard.ZstdCompressor(level=1).compress(bytes(plain))
-    raw = raw[: data.draw(st.sampled_from([len(raw), len(raw) - 1, len(raw) // 2, 18, 17]))]
+def _flipped(raw: bytes, bits: Iterable[int]) -> bytes:
+    changed = bytearray(raw)
+    for bit in bits:
+        changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+def _refusal(raw: bytes) -> str | None:
+    """What is said about a bundle; None when it is accepted."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.tar.zst"
         path.write_bytes(raw)
-        with pytest.raises(BundleError) as refusal, open_bundle(path):
-            pass
-    assert str(refusal.value).isprintable()
+        try:
+            with open_bundle(path):
+                return None
+        except BundleError as refusal:
+            return str(refusal)
+
+
+def test_every_flipped_bit_of_a_file_is_refused_be_it_one_that_unpacks_to_the_same(sound):
+    """All bits of the frame's head, its end and the seal; of the rest one bit in every seventh byte."""
+    head, end = range(32 * 8), range((len(sound) - 64) * 8, len(sound) * 8)
+    for bit in (*head, *range(32 * 8, end.start, 57), *end):
+        with pytest.raises(BundleError):
+            read_archive(io.BytesIO(_flipped(sound, [bit])), label="x")
+
+
+def test_a_seal_over_a_frame_with_an_odd_head_is_refused_or_unpacks_to_the_same(sound):
+    """What the seal alone would find: bits of the compressed form that mean nothing."""
+    frame = sound[: -len(sealed(b""))]
+    manifest = read_archive(io.BytesIO(sound), label="x")
+    same = 0
+    for bit in (*range(18 * 8), *range((len(frame) - 8) * 8, len(frame) * 8)):
+        with contextlib.suppress(BundleError):
+            assert read_archive(io.BytesIO(sealed(_flipped(frame, [bit]))), label="x") == manifest
+            same += 1
+    assert same < 18 * 8
+
+
+@pytest.mark.parametrize("cut", [1, 20, 39, 40, 41, 44, 60, 5000])
+def test_a_cut_end_is_refused(sound, cut):
+    assert "seal" in str(_refusal(sound[:-cut]))
+
+
+@given(data=st.data())
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_flipped_bits_that_were_packed_and_sealed_again_are_refused_or_are_words_of_the_manifest(sound, data):
+    """The manifest has the digests of all the rest, and nothing but the seal has its own."""
+    plain = zstandard.ZstdDecompressor().decompress(sound, max_output_size=64 << 20)
+    manifest, members = _read(sound)
+    bits = data.draw(st.sets(st.integers(0, len(plain) * 8 - 1) | st.integers(0, (1024 + len(encode_manifest(manifest))) * 8), min_size=1, max_size=3))
+    raw = sealed(zstandard.ZstdCompressor(level=1).compress(_flipped(plain, bits)))
+    said = _refusal(raw)
+    if said is None:
+        found, content = _read(raw)
+        assert content == members
+        assert found.members == manifest.members
+        assert found != manifest
+        assert all(512 * 8 <= bit < (512 + len(encode_manifest(manifest))) * 8 for bit in bits)
+    else:
+        assert said.isprintable()
+
+
+def _read(raw: bytes) -> tuple[Manifest, dict[str, bytes]]:
+    members: dict[str, bytes] = {}
+    return read_archive(io.BytesIO(raw), label="x", sink=members.__setitem__), members
 
 
 _JSON = st.recursive(
@@ -715,7 +784,7 @@ def test_records_with_anything_in_them_are_analysed_or_refused(sound, data):
     archive.list_members()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.tar.zst"
-        path.write_bytes(pack(archive.entries()))
+        path.write_bytes(sealed(pack(archive.entries())))
         said = ""
         try:
             with open_run(path) as run:
@@ -746,7 +815,7 @@ def test_a_bundle_whose_file_changes_while_it_is_read_is_refused(sound, tmp_path
     archive = Archive(sound)
     _scenario(archive, '[qemu]\nsource = "/tmp/evil"')
     archive.list_members()
-    other, real, calls = pack(archive.entries()), opening.read_archive, []
+    other, real, calls = sealed(pack(archive.entries())), opening.read_archive, []
 
     def swap(file: io.BufferedReader, **words: Any) -> Any:
         calls.append(1)
