@@ -34,6 +34,11 @@ def let_nothing_in(sock: socket.socket) -> None:
     _attach(sock, [(_RETURN, 0, 0, 0)])
 
 
+def keep_beginnings(sock: socket.socket, *, most_bytes: int) -> None:
+    """From now on the socket receives every frame, but of each at most so many bytes."""
+    _attach(sock, [(_RETURN, 0, 0, most_bytes)])
+
+
 def let_outgoing_in(sock: socket.socket) -> None:
     """From now on the socket receives only frames that the host sends out of the interface."""
     _attach(

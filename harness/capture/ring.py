@@ -20,8 +20,8 @@ from types import TracebackType
 
 import msgspec
 
-from harness.capture.bpf import let_nothing_in
-from harness.capture.spool import convert_spool
+from harness.capture.bpf import keep_beginnings, let_nothing_in
+from harness.capture.spool import KEPT_BYTES, convert_spool
 from harness.errors import EnvironmentLackError, TestbedError
 
 SOL_PACKET = 263
@@ -57,7 +57,7 @@ class CaptureSummary(msgspec.Struct, frozen=True, kw_only=True):
     packets: int
     dropped: int
     shortened: int
-    """Frames longer than the ring takes, of which only the beginning is in the file."""
+    """Frames of which less is in the file than `KEPT_BYTES` (or all, if they are shorter): they were longer than the ring takes."""
     interruptions: int
     """How often the interface went down or away while captured."""
     path: Path
@@ -89,6 +89,7 @@ class PacketRing:
             # Room in front of each frame, for a VLAN tag that the kernel took out.
             sock.setsockopt(SOL_PACKET, _PACKET_RESERVE, 4)
             sock.setsockopt(SOL_PACKET, _PACKET_RX_RING, _ring_request(block_bytes, blocks))
+            keep_beginnings(sock, most_bytes=KEPT_BYTES)
             self._map = mmap.mmap(sock.fileno(), block_bytes * blocks)
             sock.bind((interface, _ETH_P_ALL))
         except OSError as error:

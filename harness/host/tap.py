@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import select
 import struct
 from collections.abc import Iterable
 
-__all__ = ["queue_is_empty", "read_queue"]
+__all__ = ["allow_super_frames", "queue_is_empty", "read_queue"]
 
 _TUNGETVNETHDRSZ = 0x800454D7
+_TUNSETOFFLOAD = 0x400454D0
+_CHECKSUM = 1
+_OFFLOADS = {1: 2, 4: 4, 5: 0x60}  # GSO type of a virtio-net header -> TUN_F_TSO4, TUN_F_TSO6, TUN_F_USO4 | TUN_F_USO6
+_ECN_BIT, _TSO_ECN = 0x80, 8
 _LONGEST_FRAME_BYTES = 1 << 17
 
 
@@ -36,3 +41,18 @@ def queue_is_empty(fd: int) -> bool:
     poller = select.poll()
     poller.register(fd, select.POLLIN)
     return not poller.poll(0)
+
+
+def allow_super_frames(descriptors: Iterable[int], *, gso_types: Iterable[int]) -> None:
+    """Let GSO super-frames of these types (as in virtio-net headers; 0: plain) into a TAP's queue as they are.
+
+    A TAP whose QEMU has not yet learnt what its guest can do has all offloads off, and the kernel cuts each super-frame into dozens
+    of frames on its way into the queue, which holds 1000. QEMU sets them anew when it does know. Types that tun can't take are left out.
+    """
+    wanted = 0
+    for gso_type in gso_types:
+        wanted |= _OFFLOADS.get(gso_type & ~_ECN_BIT, 0) | (_TSO_ECN if gso_type & _ECN_BIT else 0)
+    if wanted:
+        for fd in descriptors:
+            with contextlib.suppress(OSError):  # EINVAL: a kernel without one of them cuts such frames, as it always did
+                fcntl.ioctl(fd, _TUNSETOFFLOAD, wanted | _CHECKSUM)

@@ -2,14 +2,19 @@
 
 Nothing in QEMU says it directly. But the receive ring's used index counts the buffers that were handed to the guest, and the
 capture counts the frames that were handed to the TAP: while frames of one buffer each pass, their difference is constant.
-`FrameAccount.sync` finds it in a quiet moment; after a stop, `at_stop` says where the guest's knowledge ends. Frames that take
-several buffers (mergeable buffers, GSO) are told apart by the lengths in the used ring. And what QEMU took from the TAP's
-queue, delivered or not, is told by the TAP's own counter: tun counts a packet as transmitted when it is read.
+`FrameAccount.sync` finds it in a quiet moment; after a stop, `at_stop` says where the guest's knowledge ends. What QEMU took from the
+TAP's queue, delivered or not, is told by the TAP's own counter: tun counts a packet as transmitted when it is read.
+
+Frames that take several buffers (mergeable buffers, GSO: TCP in bulk) can't be counted against buffers. Then the lengths in the used
+ring tell them apart: all that QEMU did not read is missing, and of the few that it read last the guest got those whose lengths the
+ring ends with. Where more than one number of them fits and all in question are TCP segments, they are called missing: a mechanism that
+sends them again does no harm, since TCP drops what it has.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,13 +25,15 @@ from harness.host.network import Network, Port
 from harness.vm.machine import Machine
 from harness.vm.virtqueue import ReceiveFilter, ReceiveRing, read_receive_filter, read_receive_ring
 
-__all__ = ["FrameAccount", "StopPoint", "missing_by_lengths"]
+__all__ = ["FrameAccount", "StopPoint", "missing_by_lengths", "missing_from_ring"]
 
 ONE_BUFFER_BYTES = 1514
 """A frame up to this size fits any receive buffer that a Linux guest posts."""
 VNET_HEADER_BYTES = 12
 _INDEX_MODULUS = 1 << 16
 _MOST_SWALLOWED = 64
+_MOST_TAKEN_BEFORE = 4
+"""Frames that a stock QEMU read before its stop and did not deliver: at most one purged and one parked, and a margin."""
 _MOST_RECENT = 20_000
 _CALM_READINGS = 3
 """Readings in a row that must agree. Each is answered by the loop that reads the TAP, so what had arrived was dealt with."""
@@ -43,6 +50,8 @@ class StopPoint:
     first_undelivered: int
     first_unread: int
     used_index: int
+    doubtful: int = 0
+    """Of the frames called undelivered, so many (TCP segments, the oldest ones) may have reached the guest."""
 
     @property
     def swallowed(self) -> int:
@@ -50,15 +59,16 @@ class StopPoint:
 
 
 def missing_by_lengths(
-    frame_bytes: Sequence[int], ring_bytes: Sequence[int], *, header_bytes: int = VNET_HEADER_BYTES, most: int = _MOST_SWALLOWED
+    frame_bytes: Sequence[int], ring_bytes: Sequence[int], *, header_bytes: int = VNET_HEADER_BYTES, least: int = 0,
+    most: int = _MOST_SWALLOWED,
 ) -> list[int]:
-    """How many of the newest frames may be missing from the ring: every number that the lengths allow.
+    """How many of the newest frames may be missing from the ring: every number from `least` to `most` that the lengths allow.
 
     `frame_bytes`: lengths of the frames sent, oldest first; `ring_bytes`: bytes written to each of the last buffers, oldest
     first. A frame with its header fills one or more whole buffers; the ring's oldest frame may be cut off.
     """
     allowed = []
-    for missing in range(min(most, len(frame_bytes)) + 1):
+    for missing in range(least, min(most, len(frame_bytes)) + 1):
         position, matched, fits = len(ring_bytes), 0, True
         for length in reversed(frame_bytes[: len(frame_bytes) - missing]):
             needed = length + header_bytes
@@ -86,9 +96,12 @@ class FrameAccount:
         self._port = port
         self._nic = nic
         self._filter: ReceiveFilter | None = None
-        self._since = 0  # frames from this number on are counted
         self._offset: int | None = None  # (frames that passed since then - buffers used) mod 65536, nothing missing
         self._suspended: int | None = None
+        self._scanned = 0  # frames below this number were looked at
+        self._passed = 0  # of those since the account began, how many pass the device's filter
+        self._recent: deque[LiveFrame] = deque(maxlen=_MOST_RECENT)  # the newest of them
+        self._countable = True  # each of them took one buffer
         self._read_before = 0  # the TAP's counter less the number of frames sent to it, in a quiet moment
         self.reason = "its account was never begun"
 
@@ -108,7 +121,7 @@ class FrameAccount:
             rings = [await read_receive_ring(self._machine, nic=self._nic) for _ in range(_CALM_READINGS)]
             counters = await self._network.counters(self._port)
             if self._tap.drain() == before and len({ring.used_index for ring in rings}) == 1:
-                self._since = before
+                self._begin(before)
                 self._offset = -rings[-1].used_index % _INDEX_MODULUS
                 self._read_before = counters.tx_packets - before
                 return
@@ -129,7 +142,7 @@ class FrameAccount:
         """Begin the account of a destination: its guest comes with the source's ring, and its TAP is fresh, or the source's."""
         self._filter = await read_receive_filter(self._machine, nic=self._nic)
         same_tap = self._tap is source._tap
-        self._since = stop.first_undelivered if same_tap else 0
+        self._begin(stop.first_undelivered if same_tap else 0)
         self._offset = -stop.used_index % _INDEX_MODULUS
         self._read_before = source._read_before if same_tap else 0
 
@@ -143,20 +156,38 @@ class FrameAccount:
         self._filter = await read_receive_filter(self._machine, nic=self._nic)
         before = self._tap.drain()
         rings = [await read_receive_ring(self._machine, nic=self._nic) for _ in range(_CALM_READINGS)]
-        recent, passed = self._passing(end=before)
+        self._scan(end=before)
         if self._tap.drain() != before or len({ring.used_index for ring in rings}) != 1:
             raise TestbedError("frames still arrive")
-        if not all(len(frame.frame) <= ONE_BUFFER_BYTES for frame in recent):
-            raise TestbedError("frames of several buffers passed")
-        return (passed - rings[-1].used_index - self._offset) % _INDEX_MODULUS
+        if not self._countable:
+            raise TestbedError("frames of several buffers passed, or more than the live capture keeps")
+        return (self._passed - rings[-1].used_index - self._offset) % _INDEX_MODULUS
 
-    def _passing(self, *, end: int) -> tuple[list[LiveFrame], int]:
-        """The newest frames before number `end` that pass the device's filter, and how many did since the account began."""
+    def _begin(self, since: int) -> None:
+        self._scanned = since
+        self._passed, self._countable = 0, True
+        self._recent.clear()
+
+    async def look(self) -> None:
+        """Take in what was sent until now, so that there is less to look at when the machine has stopped."""
+        if self._offset is not None:
+            self._filter = await read_receive_filter(self._machine, nic=self._nic)
+            self._scan(end=self._tap.drain())
+
+    def _scan(self, *, end: int) -> None:
+        """Look at the frames up to number `end` that were not looked at yet."""
         assert self._filter is not None
-        if self._tap.oldest > self._since:
-            raise TestbedError(f"more frames were sent to {self._tap.interface} than the live capture keeps")
-        passing = [f for f in self._tap.frames(first=self._since) if f.number < end and self._filter.passes(f.frame)]
-        return passing[-_MOST_RECENT:], len(passing)
+        if self._tap.oldest > self._scanned:  # forgotten unseen: only the lengths can tell then
+            self._countable = False
+            self._recent.clear()
+        for frame in self._tap.frames(first=self._scanned):
+            if frame.number >= end:
+                break
+            if self._filter.passes(frame.frame):
+                self._passed += 1
+                self._countable &= len(frame.frame) <= ONE_BUFFER_BYTES
+                self._recent.append(frame)
+        self._scanned = max(self._scanned, end)
 
     async def at_stop(self, *, stop_ns: int) -> StopPoint:
         """Where the guest's knowledge ends. The machine must be stopped (at `stop_ns`) and has been so ever since.
@@ -171,27 +202,47 @@ class FrameAccount:
         self._filter = await read_receive_filter(self._machine, nic=self._nic)
         ring = await read_receive_ring(self._machine, nic=self._nic, lengths=True)
         end = self._tap.drain()  # frames that arrive from here on are missing too, but belong to no figure below
-        recent, passed = self._passing(end=end)
-        if all(len(frame.frame) <= ONE_BUFFER_BYTES for frame in recent):
-            missing = (passed - ring.used_index - self._offset) % _INDEX_MODULUS
+        counters = await self._network.counters(self._port)
+        first_unread = counters.tx_packets - self._read_before
+        self._scan(end=end)
+        recent = list(self._recent)
+        doubtful = 0
+        if self._countable:
+            missing = (self._passed - ring.used_index - self._offset) % _INDEX_MODULUS
         else:
-            missing = _missing_from_ring(ring, recent, stop_ns=stop_ns)
+            missing, doubtful = missing_from_ring(ring, recent, stop_ns=stop_ns, first_unread=first_unread)
         if missing > len(recent):
             raise TestbedError(f"{missing} frames are missing, more than the {len(recent)} that were kept")
-        counters = await self._network.counters(self._port)
         return StopPoint(
             first_undelivered=recent[-missing].number if missing else end,
-            first_unread=counters.tx_packets - self._read_before, used_index=ring.used_index,
+            first_unread=first_unread, used_index=ring.used_index, doubtful=doubtful,
         )  # fmt: skip
 
 
-def _missing_from_ring(ring: ReceiveRing, recent: Sequence[LiveFrame], *, stop_ns: int) -> int:
-    # All that was sent since the stop is missing, and perhaps a little of what was sent just before it.
-    after_stop = sum(frame.time_ns > stop_ns for frame in recent)
-    allowed = missing_by_lengths([len(f.frame) for f in recent], ring.lengths, most=after_stop + _MOST_SWALLOWED)
-    if len(allowed) != 1:
-        raise TestbedError(
-            "the receive ring does not tell which frames the guest got"
-            f" ({len(allowed)} numbers fit): frames of several buffers and all of like length"
-        )
-    return allowed[0]
+def missing_from_ring(ring: ReceiveRing, recent: Sequence[LiveFrame], *, stop_ns: int, first_unread: int) -> tuple[int, int]:
+    """How many of the newest frames are missing from the ring, by their lengths; and how many of those may be there all the same.
+
+    `first_unread`: number of the first frame that QEMU did not read. `TestbedError` where several numbers fit and it would matter.
+    """
+    unread = sum(frame.number >= first_unread for frame in recent)
+    taken_since = sum(frame.number < first_unread and frame.time_ns > stop_ns for frame in recent)
+    allowed = missing_by_lengths(
+        [len(f.frame) for f in recent], ring.lengths, least=unread, most=unread + taken_since + _MOST_TAKEN_BEFORE
+    )
+    if not allowed:
+        raise TestbedError("the receive ring does not tell which frames the guest got: its lengths fit no number of missing frames")
+    fewest, most = allowed[0], allowed[-1]
+    if fewest == most:
+        return most, 0
+    if all(_is_tcp(frame.frame) for frame in recent[len(recent) - most : len(recent) - fewest]):
+        return most, most - fewest
+    raise TestbedError(
+        "the receive ring does not tell which frames the guest got"
+        f" ({len(allowed)} numbers fit): frames of several buffers and all of like length"
+    )
+
+
+def _is_tcp(frame: bytes) -> bool:
+    """Whether it is a TCP segment over IPv4 or plain IPv6."""
+    kind = frame[12:14]
+    return (kind == b"\x08\x00" and frame[23:24] == b"\x06") or (kind == b"\x86\xdd" and frame[20:21] == b"\x06")

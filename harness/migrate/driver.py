@@ -89,6 +89,7 @@ class MigrationDriver:
         try:
             await self._set_up(source, destination)
             await self._mechanism.prepare(self._context)
+            await self._source.account.look()
             with Watch(self._timeline) as watch:
                 self._event("migrate", {"mechanism": self._plan.mechanism, "mode": self._plan.mode})
                 await source.qmp.command("migrate", uri=self._uri())

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import ClassVar
 
 from harness.capture.live import Injector, LiveFrame
 from harness.errors import DeadlineError, TestbedError
 from harness.host.bridge import PortFlags, forward_to, port_message
 from harness.host.deadline import Deadline
-from harness.host.tap import queue_is_empty, read_queue
+from harness.host.tap import allow_super_frames, queue_is_empty, read_queue
 from harness.migrate.account import StopPoint
 from harness.migrate.mechanisms.base import Mechanism, Report, Side, SwitchContext
 
@@ -56,6 +57,7 @@ class TapHandover(Mechanism):
         self._moved = False
         self._freed: list[LiveFrame] = []
         self._macs: list[str] = []
+        self._gso_types: set[int] = {0}
         self._first_direct = 0  # frames of the destination's TAP from this number on came through the bridge
 
     async def prepare(self, context: SwitchContext) -> None:
@@ -68,6 +70,10 @@ class TapHandover(Mechanism):
     async def stopped(self, context: SwitchContext, *, stop_ns: int) -> None:
         self._stop = await context.source.account.at_stop(stop_ns=stop_ns)
         self._cut = self._stop.first_undelivered
+        if self._stop.doubtful:
+            context.note(
+                f"{self._stop.doubtful} TCP segments may have reached the guest before the stop, and are sent again: TCP drops what it has"
+            )
 
     async def before_continue(self, context: SwitchContext, *, stop_ns: int) -> None:
         await self._find_freed(context, stop_ns=stop_ns)
@@ -170,9 +176,9 @@ class TapHandover(Mechanism):
             *(forward_to(mac, source.port.ifindex) for mac in self._macs),
             port_message(destination.port.ifindex, PortFlags.closed()),
         ]
-        injected = destination.live.drain()
         for self._attempts in range(1, _MOST_ATTEMPTS + 1):
-            injected += self._copy_until_quiet(source)
+            self._copy_until_quiet(source, destination)
+            injected = destination.live.drain()
             control.apply(over)
             time.sleep(_FENCE_S)
             late = source.live.frames(first=self._cut)
@@ -181,38 +187,43 @@ class TapHandover(Mechanism):
                 return
             control.apply(back)
             time.sleep(_FENCE_S)
-            injected = self._repair(source, destination, injected=injected)
+            self._repair(source, destination, injected=injected)
         raise TestbedError(
             f"the bridge could not be moved over in {_MOST_ATTEMPTS} attempts: frames arrive faster than they can be copied"
         )
 
-    def _copy_until_quiet(self, source: Side) -> int:
+    def _copy_until_quiet(self, source: Side, destination: Side) -> None:
         """Copy all there is, then wait for one more frame: just behind it is the best moment to change the bridge."""
-        copied = 0
-        while fresh := self._copy(source):
-            copied += fresh
+        while self._copy(source, destination):
+            pass
         patience_ns = time.monotonic_ns() + _QUIET_NS
         while time.monotonic_ns() < patience_ns:
-            if fresh := self._copy(source):
-                return copied + fresh
-        return copied
+            if self._copy(source, destination):
+                return
 
-    def _copy(self, source: Side) -> int:
-        """Copy what reached the source's TAP since; returns the number of frames."""
-        assert self._to_destination is not None
+    def _copy(self, source: Side, destination: Side) -> bool:
+        """Copy what reached the source's TAP since; whether there was anything."""
         fresh = source.live.frames(first=self._cut)
-        self._to_destination.send_all(fresh, deadline_ns=_soon_ns())
+        self._send(destination, fresh)
         if fresh:
             self._cut = fresh[-1].number + 1
             self._passed += fresh
-        return len(fresh)
+        return bool(fresh)
 
-    def _repair(self, source: Side, destination: Side, *, injected: int) -> int:
-        """Put the destination's queue in order; returns how many frames were sent to it by then.
+    def _send(self, destination: Side, frames: Sequence[LiveFrame]) -> None:
+        """Into the destination's queue, as they are: super-frames too."""
+        assert self._to_destination is not None
+        gso_types = {frame.vnet_header[1] for frame in frames}
+        if not gso_types <= self._gso_types:
+            self._gso_types |= gso_types
+            allow_super_frames(destination.port.fds, gso_types=self._gso_types)
+        self._to_destination.send_all(frames, deadline_ns=_soon_ns())
+
+    def _repair(self, source: Side, destination: Side, *, injected: int) -> None:
+        """Put the destination's queue in order.
 
         `injected`: how many had been before the bridge changed.
         """
-        assert self._to_destination is not None
         late = source.live.frames(first=self._cut)
         everything = destination.live.frames()
         direct = [frame for frame in everything if frame.number >= injected]
@@ -222,12 +233,11 @@ class TapHandover(Mechanism):
             raise TestbedError("the destination's queue does not hold what was sent to it")
         kept = [frame for frame in mine if frame.number < injected]
         unique = [frame for frame in late if not _has_flood_copy(frame, direct)]
-        self._to_destination.send_all(kept, deadline_ns=_soon_ns())
-        self._to_destination.send_all(sorted([*direct, *unique], key=_time), deadline_ns=_soon_ns())
+        self._send(destination, kept)
+        self._send(destination, sorted([*direct, *unique], key=_time))
         if late:
             self._cut = late[-1].number + 1
         self._passed += unique
-        return len(everything) + len(kept) + len(direct) + len(unique)
 
     def _move_back(self, context: SwitchContext, to_source: Injector) -> None:
         """The destination is lost after the move: its queue's own frames go to the source, which runs already."""
