@@ -7,12 +7,14 @@ import socket
 import struct
 
 import pytest
+from scapy.layers.inet import IP, TCP
+from scapy.layers.l2 import Ether
 
 from harness.capture.live import Injector, LiveTap
 from harness.errors import TestbedError
 from harness.host.bridge import PortFlags, forward_to, port_message
 from harness.host.network import TAP_QUEUE_FRAMES, Network
-from harness.host.tap import queue_is_empty, read_queue
+from harness.host.tap import allow_super_frames, queue_is_empty, read_queue
 from harness.host.warden import Warden
 
 MAC = "52:54:00:77:00:02"
@@ -160,3 +162,25 @@ def test_two_labs_do_not_see_each_other(run):
             return numbers(read_queue(a.fds)), numbers(read_queue(b.fds))
 
     assert run(body()) == ([5], [])
+
+
+def test_a_super_frame_enters_a_fresh_tap_whole_only_when_it_is_allowed(run):
+    """The kernel cuts it for a TAP whose reader has not said that it takes such."""
+    payload = bytes(10 * 1000)
+    segment = bytes(Ether(dst=MAC, src="52:54:00:00:00:09") / IP(dst="10.0.0.1") / TCP(flags="A") / payload)
+    header = struct.pack("<BBHHHHH", 1, 1, 54, 1000, 34, 16, 0)  # its checksum is still to be made; TCPv4 in parts of 1000 bytes
+
+    async def body():
+        async with Warden() as warden, Network(warden) as network:
+            await network.start()
+            port = await network.add_tap("sw-a")
+            with Injector(await network.packet_socket(), interface="sw-a") as injector:
+                injector.send(header, segment, deadline_ns=2**62)
+                cut = read_queue(port.fds)
+                allow_super_frames(port.fds, gso_types={0, 1})
+                injector.send(header, segment, deadline_ns=2**62)
+                return cut, read_queue(port.fds)
+
+    cut, whole = run(body())
+    assert [len(frame) for frame in cut] == [1054] * 10
+    assert [len(frame) for frame in whole] == [10_054]

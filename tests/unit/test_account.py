@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.migrate.account import FrameAccount, StopPoint, missing_by_lengths
-from harness.vm.virtqueue import ReceiveFilter
+from harness.capture.live import LiveFrame
+from harness.errors import TestbedError
+from harness.migrate.account import FrameAccount, StopPoint, missing_by_lengths, missing_from_ring
+from harness.vm.virtqueue import ReceiveFilter, ReceiveRing
 
 HEADER = 12
 BUFFER = 1536
@@ -96,3 +99,55 @@ def test_the_filter_lets_through_what_the_device_does():
     assert filter_(unicast="all").passes(frame(OTHER))
     assert not filter_(unicast="none").passes(frame(MAC))
     assert filter_(promiscuous=True).passes(frame(OTHER))
+
+
+def segment(number: int, length: int, *, protocol: int = 6, time_ns: int = 0) -> LiveFrame:
+    frame = MAC + OTHER + b"\x08\x00" + bytes(9) + bytes([protocol]) + bytes(length - 24)
+    return LiveFrame(number, time_ns, bytes(12), frame)
+
+
+def ring(frames: list[LiveFrame]) -> ReceiveRing:
+    lengths = ring_of([len(frame.frame) for frame in frames])
+    return ReceiveRing(used_index=len(lengths), size=256, lengths=tuple(lengths))
+
+
+def test_what_qemu_did_not_read_is_missing_whatever_the_lengths_allow():
+    # all of one length: the lengths alone would allow any number
+    frames = [segment(number, 3000, protocol=17, time_ns=number) for number in range(40)]
+    with pytest.raises(TestbedError, match="numbers fit"):
+        missing_from_ring(ring(frames[:30]), frames, stop_ns=29, first_unread=31)
+    mixed = [segment(n, 3000 + 7 * (n % 5), protocol=17, time_ns=n) for n in range(40)]
+    assert missing_from_ring(ring(mixed[:30]), mixed, stop_ns=29, first_unread=31) == (10, 0)
+
+
+def test_tcp_segments_in_doubt_are_called_missing():
+    frames = [segment(number, 3000, time_ns=number) for number in range(40)]
+    # QEMU read number 30 and parked it; numbers 27 to 29 look like it
+    assert missing_from_ring(ring(frames[:30]), frames, stop_ns=29, first_unread=31) == (14, 5)
+
+
+def test_a_datagram_among_those_in_doubt_makes_the_answer_indefinite():
+    frames = [segment(number, 3000, protocol=17 if number == 28 else 6, time_ns=number) for number in range(40)]
+    with pytest.raises(TestbedError, match="of like length"):
+        missing_from_ring(ring(frames[:30]), frames, stop_ns=29, first_unread=31)
+
+
+def test_a_ring_that_fits_no_number_is_said_so():
+    frames = [segment(number, 3000 + number) for number in range(40)]
+    with pytest.raises(TestbedError, match="fit no number"):
+        missing_from_ring(ring([segment(0, 77)] * 5), frames, stop_ns=0, first_unread=40)
+
+
+@given(
+    lengths=st.lists(st.integers(60, 9000), min_size=3, max_size=80),
+    unread=st.integers(0, 30), swallowed=st.integers(0, 2), data=st.data(),
+)
+def test_the_true_number_lies_between_the_fewest_and_the_most(lengths, unread, swallowed, data):
+    frames = [segment(number, length) for number, length in enumerate(lengths)]
+    unread = min(unread, len(frames) - 1)
+    swallowed = min(swallowed, len(frames) - 1 - unread)
+    truth = unread + swallowed
+    most, doubtful = missing_from_ring(
+        ring(frames[: len(frames) - truth]), frames, stop_ns=0, first_unread=len(frames) - unread
+    )
+    assert most - doubtful <= truth <= most
