@@ -227,3 +227,50 @@ def test_a_capture_that_begins_in_the_middle() -> None:
     assert data.payload_bytes == 2000
     assert kinds(data) == (0, 0, 0, 0, 0)
     assert np.count_nonzero(connection.acknowledged[1][1] == 2000) == 1
+
+
+def test_a_timeout_while_new_data_still_goes_out(wire: Wire) -> None:
+    """The timer runs from the last acknowledgement, whatever is sent meanwhile."""
+    for number in range(20):
+        wire.data(30 + 10 * number, 10_000 + number * 1000)
+    wire.data(235, 10_000)
+    wire.data(240, 30_000)
+    wire.ack(241, 11_000)
+    assert kinds(wire.flow()) == (1, 0, 0, 1, 0)
+
+
+def test_a_timeout_that_crosses_the_acknowledgement_is_spurious(wire: Wire) -> None:
+    for number in range(3):
+        wire.data(30 + number, 10_000 + number * 1000)
+    wire.ack(250, 13_000)
+    wire.data(250.5, 10_000)  # sent before the acknowledgement came, seen after it
+    assert kinds(wire.flow()) == (1, 0, 0, 1, 1)
+
+
+def test_what_was_sent_again_in_bytes_and_in_the_kernels_segments(wire: Wire) -> None:
+    wire.data(30, 10_000, 1000)
+    wire.data(30.1, 11_000, 1448 * 2 + 1)
+    wire.ack(31, 10_000, 11_000, 12_000)
+    wire.data(31.2, 10_000, 1000)
+    wire.data(31.4, 11_000, 1448 * 2 + 1)
+    flow = wire.flow()
+    assert flow.retransmitted_bytes == 1000 + 1448 * 2 + 1
+    assert flow.retransmitted_parts(mss=1448) == 4
+    assert flow.retransmitted_segments == 2
+
+
+@pytest.mark.parametrize("sender_stands_still", [False, True])
+def test_a_stall_is_found_whichever_side_stands_still(sender_stands_still: bool) -> None:
+    """Writes every 10 ms, acknowledged 0.5 ms later; nothing is for 200 ms."""
+    wire = Wire()
+    wire.handshake()
+    for number in range(100):
+        at = 10.0 * number + 10
+        in_stall = 500 < at < 700
+        if not (sender_stands_still and in_stall):
+            wire.data(at, number * 1000)
+        if not in_stall:
+            wire.ack(at + 0.5, (number + 1) * 1000)
+    stall_ns = wire.connection().longest_stall_ns(interval_ns=10 * MS)
+    assert stall_ns == 190 * MS
+    assert wire.connection().longest_stall_ns(flow=1) is None
