@@ -1,8 +1,9 @@
 """The finding: what a run showed that another run can show again, or not.
 
-It is a set of signs, taken from the result alone:
+It is a set of signs, taken from the result (for a failure, from the timeline too):
 
-- the migration `failed`, with a message (numbers, addresses and paths in it don't count);
+- the migration `failed`: by the first line that a QEMU put on its error output then, since what the source reports of a dead
+  destination differs from run to run; else by the source's message (numbers, addresses and paths don't count);
 - an entry of `[expect]` was not met;
 - probes were `lost`, most of them in one class of the ledger; `duplicated`; `reordered`. These count where the run failed by
   nothing else, or where an expectation about them is what failed: else a minor loss would stand beside the finding for ever.
@@ -14,11 +15,13 @@ claims that nothing happens: every run has to show that, so the finding is `last
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated
 
 import msgspec
 
+from harness.model.events import Event
 from harness.model.expect import expectation_answers
 from harness.model.result import Outcome, RunResult, Verdict
 from harness.store.rundir import RunDirectory
@@ -52,15 +55,19 @@ class Sign(msgspec.Struct, frozen=True):
 
 
 class Observation(msgspec.Struct, frozen=True, kw_only=True):
-    """What one run came to."""
+    """What one run came to. `said`: what a QEMU said first when the migration failed, where the run's timeline has it."""
 
     result: RunResult
     failure: str | None = None
+    said: str | None = None
 
     @classmethod
     def of_run(cls, run: RunDirectory) -> Observation:
         """Of a run directory (or an opened bundle), as its result.json says."""
-        return cls(result=run.result(), failure=run.facts().failure)
+        result, said = run.result(), None
+        if result.outcome is Outcome.FAILED and (run.path / "events.jsonl").is_file():
+            said = _first_words(run.events())
+        return cls(result=result, failure=run.facts().failure, said=said)
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,7 +103,7 @@ def finding_of(seen: Observation) -> Finding:
     result = seen.result
     signs: list[Sign] = []
     if result.outcome is Outcome.FAILED:
-        signs.append(Sign(SignKind.FAILURE, _message(seen)))
+        signs.append(Sign(SignKind.FAILURE, _messages(seen)[0]))
     answers = expectation_answers(result)
     failed = [key for key, met in answers.items() if met is False]
     signs += [Sign(SignKind.EXPECTATION, key) for key in failed]
@@ -140,7 +147,7 @@ def _shows(sign: Sign, seen: Observation, answers: dict[str, bool | None]) -> bo
     result = seen.result
     match sign.kind:
         case SignKind.FAILURE:
-            return result.outcome is Outcome.FAILED and _message(seen) == sign.key
+            return result.outcome is Outcome.FAILED and sign.key in _messages(seen)
         case SignKind.EXPECTATION:
             met = answers.get(sign.key)
             return None if met is None else not met
@@ -162,15 +169,33 @@ def _lost_classes(result: RunResult) -> dict[str, int]:
     return totals
 
 
+_QEMU_SAYS = re.compile(r"-[\w.+-]*: (?!.*\bwarning: )(.+)")
+"""An error line of QEMU's, as the timeline has it beside the trace points (`trace:qemu`)."""
 _GONE = re.compile(
-    r"(?:Unable to (?:write to|read from) socket: |Failed to (?:send|receive) \w+ to fd: )?(?:Broken pipe|Connection reset by peer|Transport endpoint is not connected)",
+    r"(?:Unable to (?:write to|read from) socket: |Channel error: )?"
+    r"(?:Broken pipe|Connection reset by peer|Transport endpoint is not connected|Input/output error)"
 )
 """A peer that ends is seen by whichever call comes first: which one that is tells nothing."""
 
 
-def _message(seen: Observation) -> str:
-    """The failure's first line without what differs from run to run."""
-    line = (seen.failure or "no message").splitlines()[0]
-    line = re.sub(r"(?:<[a-z]+>|(?<![\w<]))(?:/[\w.+-]+)+", "PATH", line)
-    line = re.sub(r"0x[0-9a-fA-F]+|\d+(?:\.\d+)*", "N", line)
-    return _GONE.sub("the other side went away", line)[:300]
+def _first_words(events: Sequence[Event]) -> str | None:
+    """The first error that a QEMU reported after the order to migrate."""
+    orders = [event.t_ns for event in events if (event.source, event.name) == ("harness", "migrate")]
+    words = [
+        (event.t_ns, match[1])
+        for event in events
+        if event.name == "trace:qemu" and orders and event.t_ns >= orders[-1] and (match := _QEMU_SAYS.fullmatch(str(event.data.get("text", ""))))
+    ]
+    return min(words)[1] if words else None
+
+
+def _messages(seen: Observation) -> list[str]:
+    """What a failure is compared by, the most telling first."""
+    return [_plain(text) for text in (seen.said, seen.failure) if text] or ["no message"]
+
+
+def _plain(text: str) -> str:
+    """A message's first line without what differs from run to run."""
+    line = re.sub(r"(?:<[a-z]+>|(?<![\w<]))(?:/[\w.+-]+)+", "PATH", text.splitlines()[0])
+    line = _GONE.sub("the other side went away", line)
+    return re.sub(r"0x[0-9a-fA-F]+|\d+(?:\.\d+)*", "N", line)[:300]

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from harness.bundle.archive import is_bundle, read_archive
 from harness.bundle.finding import Finding, Observation, finding_of
 from harness.bundle.format import SUFFIX, Manifest
@@ -83,6 +85,9 @@ def open_bundle(path: Path) -> Iterator[OpenedBundle]:
             manifest = read_archive(file, label=label, sink=unpack, each_manifest=manifest_first)
             scenario = scenario_of((folder / "scenario.toml").read_bytes(), label=label)
             run = RunDirectory(folder, manifest.run_id)
+            for name, said in (("run.json", run.facts().scenario), ("result.json", run.result().scenario)):
+                if said != scenario:  # what was checked is what is judged by
+                    raise BundleError(f"{label}: the scenario in {name} is another than scenario.toml")
             seen = Observation.of_run(run)
             finding = finding_of(seen)
         except _DAMAGE as error:
@@ -106,7 +111,8 @@ def open_run(path: Path) -> Iterator[RunDirectory]:
     with open_bundle(path) as bundle:
         folder = str(bundle.run.path.parent)
         try:
-            yield bundle.run
+            with np.errstate(over="raise", invalid="raise"):  # numbers that no testbed measured
+                yield bundle.run
         except _DAMAGE as error:
             raise BundleError(f"{path.name}: can't be analysed: {type(error).__name__}: {error}") from error
         except OSError as error:

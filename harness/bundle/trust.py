@@ -162,6 +162,20 @@ def check_content(name: str, data: bytes, *, manifest: Manifest, label: str) -> 
             raise BundleError(f"{label}: {name} is of run {record.run_id!r}, the manifest of {manifest.run_id!r}")
         if isinstance(record, RunFacts):
             _check_facts(record, manifest=manifest, label=label)
+    elif not name.endswith((".pcapng", ".rec")):
+        _check_shown(name, data, label=label)
+
+
+def _check_shown(name: str, data: bytes, *, label: str) -> None:
+    """Texts that may come to be shown: a terminal would obey control characters. The writer leaves none."""
+    try:
+        if name.endswith((".json", ".jsonl")):
+            for line in [data] if name.endswith(".json") else data.splitlines():
+                _check_plain(msgspec.json.decode(line), name=name, label=label, measured=False)
+        elif not _is_plain(data.decode("utf-8")):
+            raise BundleError(f"{label}: {name} holds control characters")
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise BundleError(f"{label}: {name} is damaged: {error}") from error
 
 
 def _decode(data: bytes, kind: type[Any], *, name: str, label: str) -> Any:
@@ -179,8 +193,12 @@ def _decode(data: bytes, kind: type[Any], *, name: str, label: str) -> Any:
 _MOST_NUMBER = 1 << 63
 
 
-def _check_plain(value: Any, *, name: str, label: str) -> None:
-    """Texts that a terminal would obey and numbers that no measurement gives."""
+def _is_plain(text: str) -> bool:
+    return text.replace("\n", "").replace("\t", "").isprintable()
+
+
+def _check_plain(value: Any, *, name: str, label: str, measured: bool = True) -> None:
+    """Texts that a terminal would obey and, where numbers are `measured`, such that no measurement gives."""
     pending = [value]
     while pending:
         item = pending.pop()
@@ -189,9 +207,9 @@ def _check_plain(value: Any, *, name: str, label: str) -> None:
                 pending += [*item.keys(), *item.values()]
             case list():
                 pending += item
-            case str() if not item.replace("\n", "").replace("\t", "").isprintable():
+            case str() if not _is_plain(item):
                 raise BundleError(f"{label}: {name} holds control characters")
-            case int() | float() if not -_MOST_NUMBER < item < _MOST_NUMBER:
+            case int() | float() if measured and not -_MOST_NUMBER < item < _MOST_NUMBER:
                 raise BundleError(f"{label}: {name} holds a number beyond all measure")
 
 

@@ -18,12 +18,13 @@ from harness.analysis.columns import read_capture
 from harness.analysis.pcapng import OUTBOUND, PcapngWriter
 from harness.analysis.synthetic import frames_batch, probe_frame
 from harness.bundle import Observation, finding_of, make_bundle, open_bundle, open_run
-from harness.bundle.finding import SignKind, holds, needs_timing
+from harness.bundle.finding import Sign, SignKind, holds, needs_timing
 from harness.bundle.mail import mail_text
 from harness.bundle.scrub import Identity, Scrubber
 from harness.bundle.trust import scenario_problems
 from harness.bundle.write import foreign_addresses
 from harness.errors import BundleError, UsageError
+from harness.model.events import Event
 from harness.model.load import load_scenario, shipped_scenarios
 from harness.model.result import Outcome
 from harness.model.scenario import Scenario
@@ -229,6 +230,26 @@ def test_the_call_that_first_sees_the_other_side_go_is_no_part_of_a_finding(tmp_
     finding = finding_of(seen(tmp_path / "a", failure="the migration ended as 'failed': Unable to write to socket: Broken pipe"))
     assert holds(finding, seen(tmp_path / "b", failure=f"the migration ended as 'failed': {said}")) is True
     assert holds(finding, seen(tmp_path / "c", failure="the migration ended as 'failed': No space left on device")) is False
+
+
+def test_a_failure_is_known_by_what_a_qemu_said_first_not_by_what_the_source_made_of_it(tmp_path):
+    def failing(place: str, error: str, failure: str) -> Observation:
+        run = make_run(tmp_path / place, failure=failure)
+        run.write_events([
+            said(1, "m1", "-trace enable=x: warning: trace event 'x' does not exist"), said(2, "m1", "an error before the migration"),
+            Event(t_ns=3, source="harness", name="migrate"), said(5, "m0", "Unable to write to socket: Broken pipe"), said(4, "m1", error),
+        ])  # fmt: skip
+        return Observation.of_run(run)
+
+    def said(t_ns: int, machine: str, text: str) -> Event:
+        return Event(t_ns=t_ns, source=machine, name="trace:qemu", data={"text": f"-system-x86_64: {text}"})
+
+    finding = finding_of(failing("a", "Machine type received is 'pc-q35-10.0'", "Channel error: Input/output error"))
+    assert finding.signs[0] == Sign(SignKind.FAILURE, "Machine type received is 'pc-qN-N'")
+    assert holds(finding, failing("b", "Machine type received is 'pc-q35-10.0'", "Unable to write to socket: Broken pipe")) is True
+    assert holds(finding, failing("c", "load of migration failed", "Channel error: Input/output error")) is False
+    cut = finding_of(seen(tmp_path / "d", failure="Channel error: Input/output error"))  # a bundle without its timeline
+    assert holds(cut, failing("e", "anything", "Unable to write to socket: Broken pipe")) is True
 
 
 def test_an_unexpected_time_does_not_make_a_finding_of_a_loss_beside_it(tmp_path):

@@ -598,6 +598,21 @@ cases("result.json file", {"no JSON": b"{", "a list": b"[]", "empty": b"", "null
       lambda a, raw: a.files.update({"result.json": raw}))  # fmt: skip
 
 
+cases("texts", {
+    "an escape in the timeline": ("events.jsonl", b'{"t_ns":1,"source":"m0","name":"trace:qemu","data":{"text":"\\u001b[2J"}}\n'),
+    "a timeline that is none": ("events.jsonl", b"{\n"),
+    "an escape in a trace": ("trace-m0.jsonl", b'{"t_ns":1,"source":"m0","name":"trace:x\\u0007"}\n'),
+    "a trace nested beyond all measure": ("trace-m0.jsonl", b"[" * 100_000 + b"]" * 100_000),
+    "an escape in a transcript": ("qmp-m0.jsonl", b'{"\\u001b]0;x": 1}\n'),
+    "an escape in a console": ("console-m0.log", b"ok\n\x1b[31mred\n"),
+    "an escape in the log": ("log.txt", b"\x9b2J"),
+    "host facts that are none": ("host.json", b"{'kernel': 1}"),
+    "an escape in the command line": ("argv-m0.json", b'["qemu", "\\u009b"]'),
+}, lambda a, given: a.files.update({given[0]: given[1]}))  # fmt: skip
+cases("scenario of", {"run.json": "run.json", "result.json": "result.json"},
+      lambda a, name: a.put_json(name, a.json(name) | {"scenario": a.json(name)["scenario"] | {"mechanism": "netpass"}}))  # fmt: skip
+
+
 class Sound(bytes):
     """A sound bundle, which a failing test doesn't print."""
 
