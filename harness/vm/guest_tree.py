@@ -154,7 +154,8 @@ def _add_modules(tree: Tree, parts: Parts) -> None:
     modules, release = parts.kernel.modules, parts.kernel.release
     for module in modules:
         tree.file(f"usr/lib/modules/{release}/{module.name}.ko", module.content)
-    listing = "".join(f"{module.name}.ko:{''.join(f' {need}.ko' for need in module.needs)}\n" for module in modules)
+    # As depmod writes it: the one to load first stands last.
+    listing = "".join(f"{module.name}.ko:{''.join(f' {need}.ko' for need in reversed(module.needs))}\n" for module in modules)
     tree.file(f"usr/lib/modules/{release}/modules.dep", listing.encode())
     at_boot = {wish.name for wish in parts.recipe.modules if wish.boot}
     order = [f"{release}/{module.name}.ko\n" for module in modules if module.wished_by & at_boot]

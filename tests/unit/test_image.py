@@ -492,9 +492,17 @@ def test_a_user_s_own_kernel_goes_with_its_modules(distribution: Distribution, t
     image = build(tmp_path / "cache", kernel=kernel, modules=modules)
     assert image.kernel_release == release
     assert image.kernel == image.bzimage, "this kernel has no PVH entry"
-    assert f"usr/lib/modules/{release}/virtio_net.ko" in dict(read_cpio(image.initrd.read_bytes()))
+    content = dict(read_cpio(image.initrd.read_bytes()))
+    assert f"usr/lib/modules/{release}/virtio_net.ko" in content
     assert build(tmp_path / "cache").kernel_release == RELEASE
     assert build(tmp_path / "cache", kernel=kernel, modules=modules.parent) == image
+
+
+def test_modules_dep_names_what_modprobe_loads_first_last(distribution: Distribution, tmp_path: Path) -> None:
+    listing = dict(read_cpio(build(tmp_path / "cache").initrd.read_bytes()))[f"usr/lib/modules/{RELEASE}/modules.dep"].content.decode()
+    needs = dict(line.split(":") for line in listing.splitlines())
+    chain = [name.removesuffix(".ko") for name in needs["virtio_pci.ko"].split()]
+    assert chain == ["virtio_ring", "virtio"], "virtio_ring itself needs virtio"
 
 
 def test_modules_of_another_kernel_are_refused(tmp_path: Path) -> None:
