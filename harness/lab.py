@@ -418,17 +418,33 @@ class Lab:
             for unused in sockets:
                 unused.close()
         if record.status == "completed":
-            self.mobile_side = destination
-            self.settings = msgspec.structs.replace(
-                self.settings, source=self.settings.destination, destination=self.settings.source
-            )
-            endpoint = self.endpoints["mobile"]
-            assert isinstance(endpoint, GuestEndpoint)
-            endpoint.agent = machine.agent
-            await machine.agent.sync(deadline=deadline.within(10.0))
+            await self.moved_to(destination, deadline=deadline)
         else:
             await machine.close()
         return record
+
+    async def add_destination(self, *, deadline: Deadline) -> Side:
+        """A machine that waits for the mobile guest (`migrate-incoming` is the caller's) and stays stopped when it has it; nothing passes its port.
+
+        For those who drive a migration step by step; `migrate` does all of it. `moved_to` ends it.
+        """
+        self._generation += 1
+        name = f"m{self._generation}"
+        port, taps = await self._plug(name, queues=self.settings.queues, flags=PortFlags.closed())
+        live = await self._watch(port)
+        machine = self._machine(name, "destination", self.settings.destination, MOBILE, queues=self.settings.queues, incoming=True)
+        machine.spec = msgspec.structs.replace(machine.spec, paused=True)
+        await machine.start(taps, deadline=deadline.within(20.0))
+        return Side(machine, port, live, FrameAccount(machine, live, network=self.network, port=port, nic=NIC))
+
+    async def moved_to(self, side: Side, *, deadline: Deadline) -> None:
+        """The mobile guest runs on this side from now on, and its agent answers there."""
+        self.mobile_side = side
+        self.settings = msgspec.structs.replace(self.settings, source=self.settings.destination, destination=self.settings.source)
+        endpoint = self.endpoints["mobile"]
+        assert isinstance(endpoint, GuestEndpoint)
+        endpoint.agent = side.machine.agent
+        await side.machine.agent.sync(deadline=deadline.within(10.0))
 
     async def _stop_cont(self, plan: MigrationPlan, source: Side) -> MigrationRecord:
         """A known outage: stop the guest, wait, let it go on. Nothing may be lost in it."""
