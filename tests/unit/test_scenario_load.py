@@ -31,7 +31,7 @@ SHIPPED = {
     "tcp-none", "tcp-tap-handover", "tcp-netpass", "tcp-request-none", "tcp-request-tap-handover", "tcp-request-netpass",
     "witnesses", "discovery-tap-handover",
 }  # fmt: skip
-COSTS = {"iterative-off", "iterative-full", "iterative-delta", "iterative-reset", "iterative-twice"}
+COSTS = {"ack-never", "ack-off", "ack-on", "iterative-off", "iterative-full", "iterative-delta", "iterative-reset", "iterative-twice"}
 """Arms of campaigns about what a switchover's parts cost: no hold, and little traffic."""
 
 
