@@ -23,7 +23,7 @@ from harness.model.scenario import Scenario
 from harness.run import RunOptions, prepare, run_scenario
 from harness.store.campaigns import CampaignDirectory
 
-__all__ = ["CampaignPlan", "PlannedArm", "Runner", "plan_campaign", "run_campaign"]
+__all__ = ["CampaignPlan", "PlannedArm", "Runner", "on_this_host", "plan_campaign", "run_campaign"]
 
 Progress = Callable[[str], None]
 
@@ -42,6 +42,11 @@ class _OnThisHost:
 
     async def run(self, scenario: Scenario, *, options: RunOptions, progress: Progress) -> tuple[RunResult, Path]:
         return await run_scenario(scenario, options=options, progress=progress)
+
+
+def on_this_host() -> Runner:
+    """What runs scenarios here and now."""
+    return _OnThisHost()
 
 
 GIVE_UP_AFTER = 3

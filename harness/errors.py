@@ -11,12 +11,14 @@
     `-- TestbedError               exit 2   the testbed, or something it runs, broke
         |-- DeadlineError                   a wait ended: what was awaited, what was seen last
         |-- ProcessError                    a supervised process failed: command, status, tail of its output
+        |-- BuildError                      a source that can't be built
         `-- MigrationError                  the migration ended in a state nobody asked for
 """
 
 from __future__ import annotations
 
 __all__ = [
+    "BuildError",
     "BundleError",
     "DeadlineError",
     "EnvironmentLackError",
@@ -87,6 +89,10 @@ class DeadlineError(TestbedError):
 
 class ProcessError(TestbedError):
     """A supervised process failed."""
+
+
+class BuildError(TestbedError):
+    """A source that doesn't compile, or can't be configured."""
 
 
 class MigrationError(TestbedError):

@@ -10,7 +10,7 @@ interrupted.
 from __future__ import annotations
 
 from harness.builds._build import REFERENCE, build
-from harness.builds._catalogue import list_qemus, resolve_qemu
+from harness.builds._catalogue import forget_qemu, list_qemus, resolve_qemu
 from harness.builds._fetch import FETCHABLE, fetch
 from harness.builds._install import QemuInstall
 from harness.builds._portable import (
@@ -37,6 +37,7 @@ __all__ = [
     "build",
     "fetch",
     "find_build",
+    "forget_qemu",
     "list_qemus",
     "patch_problem",
     "patches_of_build",

@@ -21,7 +21,7 @@ from harness.builds._sandbox import sandboxed
 from harness.builds._series import Series, resolve
 from harness.builds._source import Source, Tree, built_binary, import_source, parse
 from harness.cache import cache_dir
-from harness.errors import EnvironmentLackError, SwitchoverError, TestbedError, UsageError
+from harness.errors import BuildError, EnvironmentLackError, SwitchoverError, TestbedError, UsageError
 
 __all__ = ["REFERENCE", "Plan", "Work", "build", "need_bytes"]
 
@@ -66,7 +66,7 @@ def build(
 
     The install appears at once or not at all, and was started before it appears. Raises `UsageError` for a series that
     doesn't apply (patch, file and hunk), `EnvironmentLackError` for what the host lacks (dependency and package, disk
-    space, network) and `TestbedError` for source that doesn't compile.
+    space, network) and `BuildError` for source that doesn't compile.
     """
     checked_name(name)
     if name in FETCHABLE:
@@ -316,8 +316,8 @@ class Work:
             return UsageError(f"QEMU's configure: {match.group(1)}", hint="see `configure --help` of that source")
         if said := list(dict.fromkeys(re.findall(r"^.*?\berror: .*$", error.output, re.MULTILINE)))[:5]:
             lines = "\n    ".join(_shortened(said, self._source))
-            return TestbedError(f"{what} does not compile:\n    {lines}", hint=hint)
-        return TestbedError(f"{what} can't be built: {error.message}", hint=hint)
+            return BuildError(f"{what} does not compile:\n    {lines}", hint=hint)
+        return BuildError(f"{what} can't be built: {error.message}", hint=hint)
 
     def _publish(self, name: str, scratch: Path) -> Path:
         install = scratch / "install"

@@ -10,11 +10,11 @@ from harness.builds import _probe
 from harness.builds._build import REFERENCE
 from harness.builds._fetch import FETCHABLE
 from harness.builds._install import QemuInstall, load
-from harness.builds._layout import Layout
+from harness.builds._layout import Layout, checked_name
 from harness.cache import cache_dir
 from harness.errors import EnvironmentLackError, SwitchoverError, UsageError
 
-__all__ = ["list_qemus", "resolve_qemu"]
+__all__ = ["forget_qemu", "list_qemus", "resolve_qemu"]
 
 SYSTEM = "system"
 
@@ -32,6 +32,11 @@ def list_qemus(cache: Path | None = None) -> list[QemuInstall]:
         except SwitchoverError:
             continue
     return found
+
+
+def forget_qemu(name: str, cache: Path | None = None) -> None:
+    """Take a name away from a build. The build stays for a while, without a name."""
+    (Layout(cache or cache_dir()).names / checked_name(name)).unlink(missing_ok=True)
 
 
 def resolve_qemu(name_or_path: str | Path, cache: Path | None = None) -> QemuInstall:

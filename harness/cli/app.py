@@ -16,7 +16,7 @@ import typer
 
 from harness import __version__
 from harness.cache import cache_dir
-from harness.cli import history
+from harness.cli import bisecting, history
 from harness.cli.bundle_app import register as register_bundles
 from harness.cli.progress import reporting
 from harness.cli.waiting import run_to_end as _run
@@ -40,6 +40,7 @@ register_bundles(app)
 app.add_typer(image_app, name="image")
 app.add_typer(qemu_app, name="qemu")
 history.register(app)
+bisecting.register(app)
 
 Json = Annotated[bool, typer.Option("--json", help="JSON on standard output, nothing else.")]
 Results = Annotated[Path | None, typer.Option("--results", help="Where run directories go.", envvar="SWITCHOVER_RESULTS")]
