@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from harness.bundle.finding import Finding, Observation, finding_of
 from harness.bundle.format import Manifest
-from harness.bundle.opening import OpenedBundle, open_bundle, open_run
+from harness.bundle.opening import OpenedBundle, open_any, open_bundle, open_run
 from harness.bundle.write import Made, make_bundle
 
-__all__ = ["Finding", "Made", "Manifest", "Observation", "OpenedBundle", "finding_of", "make_bundle", "open_bundle", "open_run"]
+__all__ = ["Finding", "Made", "Manifest", "Observation", "OpenedBundle", "finding_of", "make_bundle", "open_any", "open_bundle", "open_run"]

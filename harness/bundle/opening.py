@@ -25,7 +25,7 @@ from harness.errors import BundleError, SwitchoverError
 from harness.model.scenario import Scenario
 from harness.store.rundir import RunDirectory
 
-__all__ = ["OpenedBundle", "open_bundle", "open_run"]
+__all__ = ["OpenedBundle", "open_any", "open_bundle", "open_run"]
 
 _DAMAGE = (
     ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError, struct.error,
@@ -105,14 +105,21 @@ def open_run(path: Path) -> Iterator[RunDirectory]:
 
     Keep to the body what reads the run; printing belongs behind it.
     """
+    with open_any(path) as (run, _):
+        yield run
+
+
+@contextlib.contextmanager
+def open_any(path: Path) -> Iterator[tuple[RunDirectory, OpenedBundle | None]]:
+    """`open_run`, with the bundle where it is one."""
     if path.is_dir() or not (path.name.endswith(SUFFIX) or is_bundle(path)):
-        yield RunDirectory.open(path)
+        yield RunDirectory.open(path), None
         return
     with open_bundle(path) as bundle:
         folder = str(bundle.run.path.parent)
         try:
             with np.errstate(over="raise", invalid="raise"):  # numbers that no testbed measured
-                yield bundle.run
+                yield bundle.run, bundle
         except _DAMAGE as error:
             raise BundleError(f"{path.name}: can't be analysed: {type(error).__name__}: {error}") from error
         except OSError as error:

@@ -19,6 +19,7 @@ from harness.cache import cache_dir
 from harness.cli import bisecting, history
 from harness.cli.bundle_app import register as register_bundles
 from harness.cli.progress import reporting
+from harness.cli.report_app import register as register_report
 from harness.cli.waiting import run_to_end as _run
 from harness.errors import SwitchoverError, UsageError
 from harness.model.result import Outcome, RunResult, Verdict
@@ -37,6 +38,7 @@ app = typer.Typer(
 image_app = typer.Typer(no_args_is_help=True, help="The guest image.")
 qemu_app = typer.Typer(no_args_is_help=True, help="QEMU versions and builds side by side.")
 register_bundles(app)
+register_report(app)
 app.add_typer(image_app, name="image")
 app.add_typer(qemu_app, name="qemu")
 history.register(app)

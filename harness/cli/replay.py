@@ -22,6 +22,7 @@ from harness.model.load import dump_scenario
 from harness.model.result import Figure, RunResult
 from harness.replay import Replay, ReplayPlan, Shrunk, execute, plan_replay, provide, shrink
 from harness.replay.execute import one_run
+from harness.replay.here import look_here, with_here
 from harness.run import RunOptions
 from harness.store.rundir import RunDirectory
 
@@ -71,6 +72,7 @@ def replay(
     cache = cache_dir()
     with open_bundle(path) as bundle:
         plan = plan_replay(bundle, qemu=qemu, kernel=kernel, cache=cache)
+        plan = with_here(plan, bundle, run(look_here(plan, cache=cache)))
         print(plan_text(bundle, plan), file=sys.stderr if quiet else sys.stdout, flush=True)
         asks = sys.stdin.isatty() and not quiet
         if not yes and not (asks and typer.confirm("\nRun this?", default=False)):
@@ -93,7 +95,7 @@ def replay_text(done: Replay, original: RunResult) -> str:
     columns = [original, *done.results]
     told = {True: "shows it", False: "does not", None: "tells nothing"}
     answers = [told[answer] for answer, _ in zip(_told(done), done.results, strict=True)]
-    rows = [["finding", "-", *answers]]
+    rows = [["finding", "shows it", *answers]]
     for name, read in _FIGURES.items():
         values = [read(result) for result in columns]
         if any(value not in ("-", "0") for value in values):

@@ -27,6 +27,8 @@ from harness.model.result import Outcome, Verdict
 from harness.model.scenario import Direction, MigrationSection, Scenario, TimingSection, TrafficSection
 from harness.replay import execute, plan_replay, provide, shrink
 from harness.replay import plan as plan_module
+from harness.replay.here import Here, look_here, with_here
+from harness.vm.image import GuestImage
 
 # -- the rule
 
@@ -194,6 +196,33 @@ def test_a_qemu_and_a_kernel_of_ones_own_take_the_places(opened, monkeypatch, tm
     assert (scenario.qemu.source, scenario.qemu.destination, scenario.guest.kernel) == ("mine", "mine", str(kernel))
     with pytest.raises(UsageError, match="no kernel"):
         planned(opened, monkeypatch, tmp_path, {"mine": qemu("mine")}, qemu="mine", kernel=tmp_path / "nothing")
+
+
+def image(release: str, digest: str) -> GuestImage:
+    here = Path("/nowhere")
+    return GuestImage(directory=here, kernel=here, bzimage=here, initrd=here, digest=digest, kernel_release=release, ssh_key=here, host_key="", generator=here)
+
+
+def test_another_accelerator_and_another_guest_are_said(opened, monkeypatch, tmp_path):
+    plan = planned(opened, monkeypatch, tmp_path, {"system": qemu("system")})
+    same = with_here(plan, opened, Here(accelerator="tcg", image=image("6.1.0-x", "c0ffee")))
+    assert same == plan
+    other = with_here(plan, opened, Here(accelerator="kvm", image=image("6.12.0", "c0ffee")))
+    assert set(other.differences) - set(plan.differences) == {("accelerator", "tcg", "kvm"), ("guest kernel", "6.1.0-x", "6.12.0")}
+    built = with_here(plan, opened, Here(accelerator="tcg", image=image("6.1.0-x", "decade")))
+    assert set(built.differences) - set(plan.differences) == {("guest image", "c0ffee", "decade (the same kernel release)")}
+    unknown = with_here(plan, opened, Here(problems=("KVM doesn't work here",)))
+    assert unknown.differences == plan.differences
+    assert [*plan.notes, "KVM doesn't work here"] == list(unknown.notes[:-1])
+    assert "the guest image is not here yet" in plan_text(opened, unknown)
+
+
+def test_a_look_at_this_host_builds_and_fetches_nothing(opened, monkeypatch, tmp_path):
+    plan = planned(opened, monkeypatch, tmp_path, {})
+    (tmp_path / "cache").mkdir()
+    seen = asyncio.run(look_here(plan, cache=tmp_path / "cache"))
+    assert seen == Here()
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 @pytest.mark.parametrize("words", [[], ["--build"], ["--json"]])
