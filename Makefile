@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test check images qemu reference bench nightly clean
+.PHONY: help setup demo test check images qemu reference bench nightly browser screenshots clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,13 +21,20 @@ demo: setup ## none and tap-handover, interleaved, on real guests
 	@$(BIN)/switchover demo
 
 test: setup check reference ## all tests but the nightly ones; builds the reference QEMU once
-	@$(BIN)/pytest tests/net tests/vm tests/migration tests/build
+	@$(BIN)/pytest tests/net tests/vm tests/migration tests/build tests/browser
 
 check: $(STAMP) ## ruff, mypy, import layers, unit tests: seconds, no root, no VM
 	@$(BIN)/ruff check harness tests bench
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache 2>&1 | tail -n 4; test $${PIPESTATUS[0]} -eq 0
 	@$(BIN)/pytest -q tests/unit
+
+browser: ## Chromium, for the tests that open a report (skipped without it)
+	@tools/setup-browser
+
+# RUNS: run or campaign directories whose report is to be seen in the README.
+screenshots: $(STAMP) browser ## the README's pictures of a report: make screenshots RUNS=results/...
+	@$(BIN)/python tools/screenshots docs/images $(RUNS)
 
 images: $(STAMP) ## the guest image
 	@$(BIN)/switchover image build

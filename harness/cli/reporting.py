@@ -51,7 +51,7 @@ def written(text: str, target: Path) -> None:
     """Write a text; the file appears whole or not at all."""
     fresh = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        fresh.write_text(text)
+        fresh.write_text(text, encoding="utf-8")
         fresh.replace(target)
     except OSError as error:
         with contextlib.suppress(OSError):

@@ -49,7 +49,7 @@ def test_a_bundle_is_reported_unopened_with_what_it_says_of_itself(tmp_path, mon
     bundle, target = tmp_path / "demo.tar.zst", tmp_path / "report.txt"
     bundle.write_bytes(bundle_bytes(tmp_path))
     before = sorted(tmp_path.iterdir())
-    monkeypatch.setattr(sys, "argv", ["switchover", "report", str(bundle)])
+    monkeypatch.setattr(sys, "argv", ["switchover", "report", "--text", str(bundle)])
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code in (0, None)
@@ -58,7 +58,7 @@ def test_a_bundle_is_reported_unopened_with_what_it_says_of_itself(tmp_path, mon
     assert "finding: packets lost, most of them stranded at source" in shown
     assert "switchover replay demo.tar.zst" in shown
     assert sorted(tmp_path.iterdir()) == before
-    monkeypatch.setattr(sys, "argv", ["switchover", "report", str(bundle), "--output", str(target)])
+    monkeypatch.setattr(sys, "argv", ["switchover", "report", "--text", str(bundle), "--output", str(target)])
     with pytest.raises(SystemExit):
         main()
     assert target.read_text() == shown

@@ -1,0 +1,10 @@
+"""The report: one HTML file with everything in it, for a browser without a network.
+
+`chart` draws (pure SVG text), `timeline` and `figures` say what of a run is drawn, `page` puts it together with the templates beside this file.
+"""
+
+from __future__ import annotations
+
+from harness.report.html.page import Source, render
+
+__all__ = ["Source", "render"]
