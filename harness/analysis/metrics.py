@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from enum import StrEnum
 
 import msgspec
@@ -48,8 +47,11 @@ def readings(result: RunResult) -> dict[str, Reading]:
     downtime = result.downtime
     for name in ("compute_ms", "network_ms", "reported_ms"):
         found[name] = _figure(getattr(downtime, name))
-    stalls = [stall for entry in result.tcp if (stall := _field(entry, "longest_stall_ms")) is not None]
-    found["tcp_stall_ms"] = Reading(unit=Unit.MS, value=max(stalls, default=None), resolution=1.0)
+    stalls = [entry.longest_stall_ms for entry in result.tcp]
+    found["tcp_stall_ms"] = Reading(
+        unit=Unit.MS, value=max((stall.value for stall in stalls if stall.value is not None), default=None),
+        resolution=max((stall.resolution_ms for stall in stalls), default=0.0),
+    )  # fmt: skip
     total = result.migration.total_ms if result.migration is not None else None
     found["migration_ms"] = Reading(unit=Unit.MS, value=total, resolution=1.0)
     resolution_of_split = max(downtime.compute_ms.resolution_ms, downtime.network_ms.resolution_ms)
@@ -76,9 +78,3 @@ def _count(value: int) -> Reading:
 
 def _figure(figure: Figure) -> Reading:
     return Reading(unit=Unit.MS, value=figure.value, resolution=figure.resolution_ms)
-
-
-def _field(entry: object, name: str) -> float | None:
-    plain = msgspec.to_builtins(entry)
-    value = plain.get(name) if isinstance(plain, Mapping) else None
-    return None if value is None else float(value)

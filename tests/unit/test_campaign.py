@@ -27,6 +27,7 @@ from harness.model.result import (
     QemuPair,
     RunResult,
     StreamResult,
+    TcpResult,
     Verdict,
 )
 from harness.model.scenario import Scenario
@@ -304,10 +305,20 @@ def test_a_campaign_without_an_answer_goes_on_to_its_end(tmp_path):
     assert [len(each.trials) for each in done.arms] == [8, 8]
 
 
-def test_tcp_stalls_are_read_and_a_figure_that_is_missing_is_none():
-    found = readings(result(compute_ms=None, tcp=({"name": "bulk", "longest_stall_ms": 201.5}, {"longest_stall_ms": 7})))
-    assert found["tcp_stall_ms"].value == 201.5
+def connection(name: str, stall_ms: float | None) -> TcpResult:
+    return TcpResult(
+        name=name, kind="tcp", direction="to-guest", client="peer", server="mobile", survived=True, bytes=1,
+        longest_stall_ms=Figure(value=stall_ms, resolution_ms=2.5), longest_unacknowledged_ms=9.0, recovery_ms=None, segments=1,
+        retransmitted_segments=0, retransmitted_bytes=0, fast_retransmits=0, rto_events=0, tail_loss_probes=0, spurious_retransmits=0,
+        duplicate_sacks=0, sack_recoveries=0,
+    )  # fmt: skip
+
+
+def test_the_longest_tcp_stall_is_read_and_a_figure_that_is_missing_is_none():
+    found = readings(result(compute_ms=None, tcp=(connection("a", 201.5), connection("b", 7.0), connection("idle", None))))
+    assert (found["tcp_stall_ms"].value, found["tcp_stall_ms"].resolution) == (201.5, 2.5)
     assert found["compute_ms"].value is None
+    assert readings(result())["tcp_stall_ms"].value is None
 
 
 def test_the_table_shows_counts_as_counts_and_no_figure_that_nobody_has():

@@ -29,6 +29,7 @@ SHIPPED = {
     "null", "known-outage", "udp-none", "udp-tap-handover", "udp-netpass", "udp-redirect", "udp-local-tap",
     "postcopy-none", "postcopy-netpass", "udp-broadcast-none", "udp-broadcast-tap-handover",
     "tcp-none", "tcp-tap-handover", "tcp-netpass", "tcp-request-none", "tcp-request-tap-handover", "tcp-request-netpass",
+    "tcp-request-redirect", "tcp-request-local-tap",
     "witnesses", "discovery-tap-handover",
 }  # fmt: skip
 COSTS = {"ack-never", "ack-off", "ack-on", "iterative-off", "iterative-full", "iterative-delta", "iterative-reset", "iterative-twice"}
