@@ -100,12 +100,14 @@ class LabSettings(msgspec.Struct, frozen=True, kw_only=True):
     static_neighbours: bool = True
     destination_port: DestinationPort = DestinationPort.AT_RESUME
     cold: bool = False
+    migration_properties: dict[str, str] = {}
     boot_s: float = 60.0
     state_uri: str
 
     def spec(self, name: str, qemu: QemuInstall, addresses: Addresses, *, queues: int = 1, incoming: bool = False) -> MachineSpec:
         """The machine that runs a guest with these addresses. `incoming`: a migration's destination."""
         mtu = self.mtu if self.mtu != 1500 else None
+        extra = [word for name, value in self.migration_properties.items() for word in ("-global", f"migration.{name}={value}")]
         moves = addresses == MOBILE
         properties = (*self.nic_properties, *(self.destination_nic_properties if incoming else ())) if moves else ()
         nics = [NicSpec(id=NIC, mac=addresses.mac, queues=queues, vhost=self.vhost, mtu=mtu, migration_properties=properties)]
@@ -116,7 +118,7 @@ class LabSettings(msgspec.Struct, frozen=True, kw_only=True):
             machine=self.machine, cpu=self.cpu or ("host" if self.accelerator == "kvm" else TCG_CPU),
             memory_mib=parse_size(self.memory) >> 20,
             memory_file=str(SCRATCH / f"{addresses.ip4}.ram") if self.shared_memory else None, vcpus=self.vcpus, kernel=str(self.image.kernel),
-            initrd=str(self.image.initrd), append=KERNEL_ARGUMENTS, nics=tuple(nics),
+            initrd=str(self.image.initrd), append=KERNEL_ARGUMENTS, nics=tuple(nics), extra=tuple(extra),
             migration_devices=self.migration_devices if moves else (),
         )  # fmt: skip
 
@@ -233,10 +235,14 @@ class Lab:
         self._open_logs.append(file)
         return file
 
-    def _machine(self, name: str, role: str, qemu: QemuInstall, addresses: Addresses, *, queues: int = 1, incoming: bool = False) -> Machine:
+    def _machine(
+        self, name: str, role: str, qemu: QemuInstall, addresses: Addresses, *, queues: int = 1, incoming: bool = False, paused: bool = False,
+    ) -> Machine:
         spec = self.settings.spec(name, qemu, addresses, queues=queues, incoming=incoming)
         warm = not incoming and not self.settings.cold
-        spec = msgspec.structs.replace(spec, incoming=DEFERRED if incoming else self.settings.state_uri if warm else None, paused=warm)
+        spec = msgspec.structs.replace(
+            spec, incoming=DEFERRED if incoming else self.settings.state_uri if warm else None, paused=warm or paused
+        )
         logs = MachineLogs(
             qmp=self._log(f"qmp-{name}.jsonl", "w"), agent=self._log(f"agent-{name}.jsonl", "w"),
             console=self._log(f"console-{name}.log", "wb"),
@@ -388,7 +394,10 @@ class Lab:
             if capture is not None:
                 await capture(port)
             live = await self._watch(port)
-        machine = self._machine(name, "destination", self.settings.destination, MOBILE, queues=self.settings.queues, incoming=True)
+        machine = self._machine(
+            name, "destination", self.settings.destination, MOBILE, queues=self.settings.queues, incoming=True,
+            paused=plan.start_after_ms is not None,
+        )
         features = await discover(self.settings.destination, cache=self.settings.cache)
         machine.spec = mechanism.destination_spec(machine.spec, features=features)
         destination = Side(machine, port, live, FrameAccount(machine, live, network=self.network, port=port, nic=NIC))
@@ -417,10 +426,13 @@ class Lab:
                 handle.close()
             for unused in sockets:
                 unused.close()
-        if record.status == "completed":
+        if record.survivor == "destination":
             await self.moved_to(destination, deadline=deadline)
         else:
             await machine.close()
+            endpoint = self.endpoints["mobile"]
+            assert isinstance(endpoint, GuestEndpoint)
+            endpoint.gone = record.survivor != "source"
         return record
 
     async def add_destination(self, *, deadline: Deadline) -> Side:
@@ -459,5 +471,5 @@ class Lab:
         return MigrationRecord(
             status="completed", statuses=(), info={}, stop_ns=stop.t_ns if stop else None,
             resume_ns=resume.t_ns if resume else None, completed_ns=None, report=Report(),
-            undelivered_reason="the guest went on in the same machine",
+            undelivered_reason="the guest went on in the same machine", survivor="source",
         )

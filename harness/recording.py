@@ -17,16 +17,20 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import msgspec
+
 from harness.builds import QemuInstall
 from harness.capture.bpf import drop_probes_bytecode
 from harness.capture.ring import CapturePoint, CaptureSet
-from harness.errors import SwitchoverError, TestbedError, UsageError
+from harness.errors import MigrationError, SwitchoverError, TestbedError, UsageError
 from harness.host.deadline import Deadline
 from harness.host.drops import PortDrops
 from harness.host.facts import host_facts
 from harness.host.network import Port, PortCounters
+from harness.host.tap import read_queue
 from harness.lab import Lab, LabSettings
-from harness.migrate.driver import MigrationRecord
+from harness.migrate.account import StopPoint
+from harness.migrate.driver import EndedSide, MigrationRecord
 from harness.model.calibration import CalibrationResult
 from harness.model.facts import CaptureFacts, CounterFacts, MigrationFacts, RunFacts
 from harness.model.plan import MigrationPlan
@@ -62,6 +66,8 @@ class Recording:
         self._drops: PortDrops | None = None
         self._summaries: list[dict[str, Any]] = []
         self._counters: list[CounterFacts] = []
+        self._ended: tuple[EndedSide, ...] = ()
+        self._stop_point: StopPoint | None = None
         self._nonce = secrets.randbits(32)
         self._start_ns = time.time_ns()
 
@@ -107,7 +113,7 @@ class Recording:
         self.figures["records_s"] = time.monotonic() - began - drain_s
 
     async def migrate(self, plan: MigrationPlan, *, deadline: Deadline) -> MigrationRecord:
-        """Migrate the mobile guest (or stop and continue it, as the plan says)."""
+        """Migrate the mobile guest (or stop and continue it, as the plan says). `MigrationError` when it ends in another way than planned."""
         if self._migrations:
             raise TestbedError("a recording holds one migration", hint="begin a new block of traffic for the next one")
 
@@ -120,7 +126,10 @@ class Recording:
         self.figures["migration_s"] = time.monotonic() - began
         self.notes += record.notes
         names = (source, *(machine.spec.name for machine in self._lab.machines[known:]))
+        self._ended, self._stop_point = record.ended, record.stop_point
         self._migrations.append(self._facts_of(record, plan, began_ns, names))
+        if record.failure:
+            raise MigrationError(record.failure)
         return record
 
     # -- the end
@@ -129,6 +138,7 @@ class Recording:
         """Stop capturing, write everything down, analyse it. The folder keeps its partial name."""
         end_ns = time.time_ns()
         await self._count_drops()
+        self._collect_leftovers()
         captures = await self._stop_captures()
         merged = list(self._lab.timeline)
         if self._lab.learning is not None:
@@ -168,33 +178,47 @@ class Recording:
             for name, summary in summaries.items()
         }  # fmt: skip
 
+    def _frames(self, name: str, content: Sequence[bytes], times_ns: Sequence[int] = (), *, port: str = "source") -> str:
+        """Write frames to a file of their own; its path in the run directory."""
+        relative = f"capture/{name}.pcapng"
+        path, times_ns = self._directory.path / relative, times_ns or [0] * len(content)
+        write_frames(path, content, times_ns=times_ns, interface=self._ports[port].name)
+        return relative
+
+    def _collect_leftovers(self) -> None:
+        """What waits, now that the traffic has ended, at the TAPs of machines that a fault left without a guest."""
+        for ended in self._ended:
+            waiting = read_queue(ended.side.port.fds)
+            found = {f"{'stranded' if ended.name == 'source' else 'abandoned'}_file": self._frames(
+                "stranded" if ended.name == "source" else "abandoned", waiting, port=ended.name)}
+            if ended.name == "source" and self._stop_point is not None:
+                left = ended.side.live.frames(first=self._stop_point.first_undelivered)
+                found["undelivered_file"] = self._frames("undelivered", [f.frame for f in left], [f.time_ns for f in left])
+            self._migrations[-1] = msgspec.structs.replace(self._migrations[-1], **found)
+
     def _facts_of(self, record: MigrationRecord, plan: MigrationPlan, began_ns: int, names: tuple[str, ...]) -> MigrationFacts:
         begin = self._lab.timeline.find("migrate", source="harness", after_ns=began_ns)
         moved = record.status == "completed" and plan.mode is not MigrationMode.STOP_CONT
 
-        def frames(name: str, content: Sequence[bytes], times_ns: Sequence[int]) -> str:
-            relative = f"capture/{name}.pcapng"
-            interface = self._ports["source"].name
-            write_frames(self._directory.path / relative, content, times_ns=times_ns, interface=interface)
-            return relative
-
         undelivered = stranded = passed = None
         if record.stop_point is not None:
             left = record.source_frames
-            undelivered = frames("undelivered", [f.frame for f in left], [f.time_ns for f in left])
+            undelivered = self._frames("undelivered", [f.frame for f in left], [f.time_ns for f in left])
         if record.stranded is not None:
-            stranded = frames("stranded", record.stranded, [0] * len(record.stranded))
+            stranded = self._frames("stranded", record.stranded)
         if moved and record.undelivered_reason:
             self.notes.append(record.undelivered_reason)
         if record.report.passed:
-            passed = frames("passed", [f.frame for f in record.report.passed], [f.time_ns for f in record.report.passed])
+            passed = self._frames("passed", [f.frame for f in record.report.passed], [f.time_ns for f in record.report.passed])
         return MigrationFacts(
             mode=plan.mode, mechanism=plan.mechanism, source=names[0] if len(names) > 1 else "", destination="".join(names[1:2]),
             capabilities=plan.capabilities, parameters=plan.parameters,
             status=record.status, statuses=record.statuses, info=record.info, migrate_ns=begin.t_ns if begin else None,
             stop_ns=record.stop_ns, resume_ns=record.resume_ns, completed_ns=record.completed_ns,
             undelivered_file=undelivered, undelivered_reason=record.undelivered_reason, stranded_file=stranded,
-            passed_file=passed, figures={name: float(value) for name, value in record.report.figures.items()},
+            passed_file=passed, survivor=record.survivor,
+            deaths={ended.name: ended.died_ns for ended in record.ended if ended.died_ns is not None},
+            figures={name: float(value) for name, value in record.report.figures.items()},
         )  # fmt: skip
 
     async def _count_what_qemu_lost(self) -> None:

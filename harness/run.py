@@ -73,7 +73,7 @@ async def prepare(scenario: Scenario, *, options: RunOptions, progress: Progress
         static_neighbours=scenario.network.static_neighbours, destination_port=scenario.network.destination_port,
         enabled_queues=scenario.network.enabled_queues, nic_properties=nic_properties(scenario.network)[0],
         destination_nic_properties=nic_properties(scenario.network)[1], migration_devices=slow_device(scenario.guest.slow_device),
-        cold=options.cold, state_uri=state_uri(features[0]),
+        cold=options.cold, state_uri=state_uri(features[0]), migration_properties=scenario.qemu.migration_properties,
     )  # fmt: skip
 
 

@@ -46,6 +46,13 @@ class Place(StrEnum):
     """The mobile guest's interface and socket."""
 
 
+class Death(msgspec.Struct, frozen=True, kw_only=True):
+    """A machine died at `time_ns` with the guest in it; `place` is its TAP."""
+
+    place: Place
+    time_ns: int
+
+
 class DropCounter(msgspec.Struct, frozen=True, kw_only=True):
     """That something dropped `count` packets: evidence for as many lost probes as were last seen before that place.
 
@@ -101,10 +108,11 @@ class Evidence:
 
     captures: Captures = field(default_factory=Captures)
     stranded: ProbeSet = frozenset()
-    """Read back from the source's TAP after the source had ended."""
+    """Read back from a TAP after its machine had ended, or when the guest had left it for good."""
     swallowed: ProbeSet = frozenset()
     """Left the TAP's queue, but never reached the guest's ring (see `ring`)."""
     passed: ProbeSet = frozenset()
     """Carried over by a mechanism."""
     counters: tuple[DropCounter, ...] = ()
+    deaths: tuple[Death, ...] = ()
     windows: tuple[StopWindow, ...] = ()

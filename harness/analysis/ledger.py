@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.analysis.columns import ECHO_REPLY, ECHO_REQUEST, PROBE, Capture
-from harness.analysis.evidence import DropCounter, Evidence, Fate, Place, ProbeSet, StreamRecords
+from harness.analysis.evidence import Death, DropCounter, Evidence, Fate, Place, ProbeSet, StreamRecords
 from harness.analysis.pcapng import INBOUND, OUTBOUND
 from harness.analysis.records import RecordFile
 from harness.analysis.sightings import NEVER, SequenceIndex, Sightings, delivered_to_guest_ns, find_sightings
@@ -260,9 +260,23 @@ class _Draft:
                 answered[_arrivals(responder, self.index)[0]] = True
             self.decide(np.flatnonzero(answered), Fate.LOST_ON_RETURN, "the guest had it, no reply came back")
         stranded, swallowed = self._members(evidence.stranded), self._members(evidence.swallowed)
-        self.decide(np.flatnonzero(stranded), Fate.STRANDED_AT_SOURCE, "read back from the source's TAP after its end")
+        self.decide(np.flatnonzero(stranded), Fate.STRANDED_AT_SOURCE, "read back from a TAP whose machine had ended")
         self.decide(
             np.flatnonzero(swallowed), Fate.LOST_IN_QEMU, "QEMU took it from the TAP and never put it into the ring"
+        )
+        if self.stream.direction is not Direction.FROM_GUEST and self.taps_prove:
+            for death in evidence.deaths:
+                self._take_death(death)
+
+    def _take_death(self, death: Death) -> None:
+        """What a machine had taken when it died with its guest: sent to its TAP before that, not waiting there any more, and behind the last
+        packet that came through (a machine works in order: what was lost in front of that one was lost to something else)."""
+        tap = self.source if death.place is Place.SOURCE_TAP else self.destination
+        there = tap.seen & (tap.first_ns <= death.time_ns)
+        through = there & ((self.fate == Fate.DELIVERED) | (self.fate == Fate.LOST_ON_RETURN))
+        last_ns = int(tap.first_ns[through].max()) if through.any() else NEVER
+        self.decide(
+            np.flatnonzero(there & (tap.first_ns > last_ns)), Fate.LOST_IN_QEMU, "its machine had taken it and died with the guest in it"
         )
 
     def _members(self, probes: ProbeSet) -> NDArray[np.bool_]:

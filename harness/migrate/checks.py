@@ -15,6 +15,14 @@ __all__ = ["check_plan"]
 
 def check_plan(plan: MigrationPlan, *, scenario: Scenario, source: Features, destination: Features) -> None:
     """`UsageError` for what can never work, `FeatureLackError` for what these QEMUs lack."""
+    for side, features in (("source", source), ("destination", destination)):
+        for name in scenario.qemu.migration_properties:
+            if name not in features.migration_properties:
+                near = difflib.get_close_matches(name, features.migration_properties, n=1)
+                raise FeatureLackError(
+                    f"the {side}'s QEMU {features.version} has no property {name!r} of its migration object",
+                    hint=f"did you mean {near[0]!r}?" if near else "switchover features --json shows what it has",
+                )
     mechanism = make_mechanism(plan.mechanism)
     if plan.mode in (MigrationMode.NONE, MigrationMode.STOP_CONT):
         return
@@ -43,7 +51,9 @@ def check_plan(plan: MigrationPlan, *, scenario: Scenario, source: Features, des
         for needed in _needs(scenario):
             if reasons := features.lacking([needed]):
                 raise FeatureLackError(f"the {side}: {reasons[0]}", hint="the build named reference has it")
-        for capability in (*plan.capabilities, *mechanism.capabilities):
+        for capability in dict.fromkeys((*plan.capabilities, *mechanism.capabilities, *plan.only_at_source)):
+            if side == "destination" and capability in plan.only_at_source:
+                continue
             if capability not in features.capabilities:
                 near = difflib.get_close_matches(capability, features.capabilities, n=1)
                 raise FeatureLackError(

@@ -10,33 +10,53 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.capture.live import Injector, LiveFrame
-from harness.errors import MigrationError, ProcessError, SwitchoverError, TestbedError
+from harness.errors import ProcessError, SwitchoverError, TestbedError
 from harness.host.bridge import PortFlags
 from harness.host.deadline import Deadline
 from harness.host.network import Network
 from harness.host.tap import read_queue
 from harness.migrate.account import StopPoint
+from harness.migrate.faults import FaultInjector, find_survivor
 from harness.migrate.mechanisms.base import Mechanism, Report, Side, SwitchContext
 from harness.migrate.watch import Watch
 from harness.model.events import Event, Timeline
+from harness.model.fault import FaultPoint
 from harness.model.plan import MigrationPlan
 from harness.model.scenario import DestinationPort, MigrationMode
 from harness.vm.discovery import Features
 from harness.vm.machine import Machine
+from harness.vm.qmp import CommandRefusedError
 
-__all__ = ["MigrationDriver", "MigrationRecord"]
+__all__ = ["EndedSide", "MigrationDriver", "MigrationRecord"]
 
 _SOURCES_WORD_S = 5.0
+_NOTICE_S = 15.0
+"""A machine whose other side died must have noticed by then."""
 _ENDED = frozenset({"completed", "failed", "cancelled"})
+SOURCE_DIED = "source-died"
+"""The status of a migration whose source could not say how it ended."""
+
+
+@dataclass(frozen=True)
+class EndedSide:
+    """A machine in which, after a fault, the guest does not run. Frames may still be sent to its TAP, until the traffic ends.
+
+    `died_ns`: when it died with the guest in it; None when the guest had left it, or had not come yet.
+    """
+
+    name: str
+    side: Side
+    died_ns: int | None
 
 
 @dataclass(frozen=True)
 class MigrationRecord:
     """What a migration came to. Times are host nanoseconds of QEMU's own events; None when there was none.
 
-    `stop_point`: where the source's guest stopped receiving (None when it can't be known; `undelivered_reason` then says why).
-    `source_frames`: what was sent to the source's TAP from there on; `stranded`: what was read back from its queue, None when it
-    was not read back (the migration did not complete, or the destination reads that queue now).
+    `failure`: why it did not end as planned; empty if it did. `survivor`: "source", "destination", or "" when the guest runs nowhere.
+    `ended`: only after a fault. `stop_point`: where the source's guest stopped receiving (None when it can't be known;
+    `undelivered_reason` then says why). `source_frames`: what was sent to the source's TAP from there on; `stranded`: what was read
+    back from its queue, None when it was not read back (the migration did not complete, or the destination reads that queue now).
     """
 
     status: str
@@ -51,6 +71,9 @@ class MigrationRecord:
     source_frames: tuple[LiveFrame, ...] = ()
     stranded: tuple[bytes, ...] | None = None
     notes: tuple[str, ...] = field(default=())
+    failure: str = ""
+    survivor: str = "destination"
+    ended: tuple[EndedSide, ...] = ()
 
 
 class MigrationDriver:
@@ -75,6 +98,8 @@ class MigrationDriver:
         )
         self._resumed: asyncio.Task[None] | None = None
         self._aborted = False
+        self._faults = FaultInjector(plan.fault, source=source.machine, destination=destination.machine, event=self._event)
+        self._early_stop: StopPoint | None = None
         self._stop_ns: int | None = None
         self._resume_ns: int | None = None
         self._statuses: list[tuple[str, int]] = []
@@ -83,7 +108,7 @@ class MigrationDriver:
         self._timeline.record(Event(t_ns=time.time_ns(), source="harness", name=name, data=dict(data)))
 
     async def run(self) -> MigrationRecord:
-        """Carry the plan out. `MigrationError` when it ends in a status that the plan did not ask for."""
+        """Carry the plan out; the record says whether it ended as planned. `TestbedError` when nobody can say how it ended."""
         source, destination = self._source.machine, self._destination.machine
         unsubscribe = self._timeline.subscribe(self._observe)
         try:
@@ -96,20 +121,23 @@ class MigrationDriver:
                 if self._plan.mode is MigrationMode.POSTCOPY:
                     await source.qmp.command("migrate-start-postcopy")
                 canceller = asyncio.ensure_future(self._cancel_later())
+                follow = self._follow(watch)
                 try:
-                    status = await self._unless_dead(self._follow(watch))
+                    status = await (self._outlive(follow) if self._faults.planned else self._unless_dead(follow))
                 finally:
                     canceller.cancel()
                     await asyncio.gather(canceller, return_exceptions=True)
+            await self._faults.finish()
             wanted = "cancelled" if self._plan.cancels else "completed"
             info = await self._final_info(status)
-            if status != wanted:
+            if status in ("failed", "cancelled") and source.process.returncode is None:
                 await self._after_failure()
-                detail = info.get("error-desc", "no reason was given")
-                raise MigrationError(f"the migration ended as {status!r}, not {wanted!r}: {detail}")
-            if status == "cancelled":
-                await self._after_failure()
-            return await self._conclude(status, info)
+            failure = ""
+            if status != wanted and not self._faults.planned:
+                failure = f"the migration ended as {status!r}, not {wanted!r}: {info.get('error-desc', 'no reason was given')}"
+            if self._faults.kills:
+                return await self._conclude_fault(status, info)
+            return await self._conclude(status, info, failure)
         except SwitchoverError:
             # Whatever went wrong before it was handed over: the source goes on, and nothing of ours may stay in it.
             if self._resume_ns is None and not self._aborted:
@@ -117,6 +145,7 @@ class MigrationDriver:
                     await self._after_failure()
             raise
         finally:
+            await self._faults.close()
             unsubscribe()
             if self._resumed is not None:
                 self._resumed.cancel()
@@ -131,8 +160,10 @@ class MigrationDriver:
             capabilities["postcopy-ram"] = True
         if self._plan.pauses or self._mechanism.needs_pause:
             capabilities["pause-before-switchover"] = True
-        wanted = [{"capability": name, "state": state} for name, state in capabilities.items()]
+        capabilities |= dict.fromkeys(self._plan.only_at_source, True)
         for machine in (source, destination):
+            off = () if machine is source else self._plan.only_at_source
+            wanted = [{"capability": name, "state": state and name not in off} for name, state in capabilities.items()]
             await machine.qmp.command("migrate-set-capabilities", capabilities=wanted)
             if self._plan.parameters:
                 await machine.qmp.command("migrate-set-parameters", **self._plan.parameters)
@@ -154,6 +185,7 @@ class MigrationDriver:
                 self._network.set_port(self._destination.port, PortFlags(learning=True, flooding=False))
         elif event.name == "RESUME" and event.source == self._destination.machine.role:
             self._resume_ns = self._context.resume_ns = event.t_ns
+            self._faults.at(FaultPoint.STARTED)
             self._resumed = asyncio.ensure_future(self._mechanism.resumed(self._context))
             if not self._mechanism.steers_bridge:
                 self._network.set_port(self._destination.port, PortFlags.opened())
@@ -161,6 +193,8 @@ class MigrationDriver:
                     self._network.set_port(self._source.port, PortFlags.closed())
         elif event.name == "MIGRATION" and event.source == self._source.machine.role:
             self._statuses.append((str(event.data["status"]), event.t_ns))
+            if event.data["status"] == "active":
+                self._faults.at(FaultPoint.ACTIVE)
 
     async def _follow(self, watch: Watch) -> str:
         """Follow the migration to its end; handles the pause on the way. Returns the last status."""
@@ -174,9 +208,12 @@ class MigrationDriver:
             status = str(event.data["status"])
             if status == "pre-switchover":
                 await self._paused()
-            elif status in _ENDED:
+            elif status in _ENDED or (status == "postcopy-paused" and self._faults.planned):
                 break
-        if status == "completed" and self._resume_ns is None:
+        if status == "completed" and self._plan.start_after_ms is not None:
+            await asyncio.sleep(self._plan.start_after_ms / 1000)
+            await self._destination.machine.qmp.command("cont")
+        if status == "completed" and self._resume_ns is None and self._destination.machine.process.returncode is None:
             await self._wait_for_resume(watch)
         return status
 
@@ -191,6 +228,9 @@ class MigrationDriver:
         """The source waits in pre-switchover: hold, let the mechanism work, go on (or cancel)."""
         stop_ns = self._stop_ns or time.time_ns()
         await self._mechanism.stopped(self._context, stop_ns=stop_ns)
+        if self._faults.planned:
+            # A source that is going to die can't be asked then; it costs nothing where timings are not what is asked for.
+            self._early_stop, _ = await self._evidence_of_the_ring()
         remaining_s = self._plan.hold_ms / 1000 - (time.time_ns() - stop_ns) / 1e9
         if remaining_s > 0:
             await asyncio.sleep(remaining_s)
@@ -200,9 +240,17 @@ class MigrationDriver:
             self._event("cancel", {})
             await qmp.command("migrate_cancel")
             return
+        await self._faults.reached(FaultPoint.STOPPED)
+        if self._source.machine.process.returncode is not None:
+            return
         await self._mechanism.before_continue(self._context, stop_ns=stop_ns)
         self._event("continue", {})
-        await qmp.command("migrate-continue", state="pre-switchover")
+        try:
+            await qmp.command("migrate-continue", state="pre-switchover")
+        except CommandRefusedError:
+            if not self._faults.planned:  # else the migration may have failed already
+                raise
+        await self._faults.reached(FaultPoint.SWITCHOVER)
 
     async def _cancel_later(self) -> None:
         if self._plan.cancel_after_ms is not None:
@@ -233,9 +281,34 @@ class MigrationDriver:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
+    async def _outlive(self, work: Coroutine[Any, Any, str]) -> str:
+        """Await `work` through the planned death of a machine. Returns the last status, or `SOURCE_DIED`.
+
+        `DeadlineError` when the machine that is left does not notice.
+        """
+        task = asyncio.ensure_future(work)
+        try:
+            source, destination = self._source.machine.process, self._destination.machine.process
+            gone = asyncio.shield(source.ended)
+            either: set[asyncio.Future[Any]] = {task, gone}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if source.returncode is None:
+                return await task
+            if self._resume_ns is None:
+                # Without a running guest, a destination that can't be loaded any more has nothing to live for.
+                await Deadline(_NOTICE_S).wait(
+                    asyncio.shield(destination.ended), awaited="the destination to give up, since its source died before it could start"
+                )
+            return SOURCE_DIED
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
     async def _final_info(self, status: str) -> dict[str, Any]:
         """`query-migrate` once its figures are there: they may lag behind the event."""
         info: dict[str, Any] = {}
+        if status not in _ENDED or self._source.machine.process.returncode is not None:
+            return info
 
         async def there() -> bool:
             nonlocal info
@@ -254,19 +327,24 @@ class MigrationDriver:
             return bool((await source.qmp.command("query-status"))["running"])
 
         await self._deadline.within(10.0).poll(running, awaited="the source to run again")
+        if self._resume_ns is not None:
+            # The destination had started, and the bridge had followed it.
+            self._network.set_port(self._source.port, PortFlags.opened())
+            self._network.set_port(self._destination.port, PortFlags.closed())
         if self._stop_ns is not None:
             self._source.account.suspend("its machine was stopped and went on since the account began")
         await self._mechanism.aborted(self._context, stop_ns=self._stop_ns)
 
     # -- the end
 
-    async def _conclude(self, status: str, info: dict[str, Any]) -> MigrationRecord:
+    async def _conclude(self, status: str, info: dict[str, Any], failure: str) -> MigrationRecord:
         stop, reason = None, "the source runs on"
         stranded: tuple[bytes, ...] | None = None
         if status == "completed":
             if self._resumed is not None:
                 await self._resumed
             stop, reason = await self._evidence_of_the_ring()
+            await self._follow_the_account(stop)
             self._context.stop_point = stop
         report = await self._mechanism.finish(self._context)
         if status == "completed":
@@ -277,8 +355,56 @@ class MigrationDriver:
             completed_ns=next((t for name, t in self._statuses if name in _ENDED), None),
             report=report, stop_point=stop, undelivered_reason=reason,
             source_frames=tuple(self._source.live.frames(first=stop.first_undelivered)) if stop is not None else (),
-            stranded=stranded, notes=tuple(self._notes),
+            stranded=stranded, notes=tuple(self._notes), failure=failure,
+            survivor="destination" if status == "completed" else "source",
         )
+
+    async def _conclude_fault(self, status: str, info: dict[str, Any]) -> MigrationRecord:
+        """After a death: who goes on, and what is left at the TAPs of those who don't."""
+        source, destination = self._source.machine, self._destination.machine
+        stop, reason = None, "the source runs on"
+        survivor = await find_survivor(source=source, destination=destination)
+        if source.process.returncode is not None:
+            stop = self._early_stop
+            reason = "" if stop is not None else "the source died, and was not asked before"
+        elif survivor is not source:
+            stop, reason = await self._evidence_of_the_ring()
+        self._context.stop_point = stop
+        if self._resumed is not None:
+            with contextlib.suppress(SwitchoverError):  # it may have spoken to the dead
+                await self._resumed
+        try:
+            report = await self._mechanism.finish(self._context)
+        except SwitchoverError as error:
+            report = Report()
+            self._notes.append(f"what the mechanism did is not known: {error.message}")
+        ended = []
+        if survivor is not source:
+            died_running = source.process.returncode is not None and self._stop_ns is None
+            await self._close_source(read=False)
+        if survivor is not source and (survivor is None or not self._mechanism.keeps_port):
+            ended.append(EndedSide("source", self._source, self._faults.done_ns if died_running else None))
+        if survivor is not destination:
+            died_running = destination.process.returncode is not None and self._resume_ns is not None
+            ended.append(EndedSide("destination", self._destination, self._faults.done_ns if died_running else None))
+        else:
+            await self._follow_the_account(stop)
+        return MigrationRecord(
+            status=status, statuses=tuple(self._statuses), info=info, stop_ns=self._stop_ns,
+            resume_ns=self._source_resume_ns() if survivor is source else self._resume_ns,
+            completed_ns=next((t for name, t in self._statuses if name in _ENDED), None),
+            report=report, stop_point=stop, undelivered_reason=reason, notes=tuple(self._notes),
+            survivor="source" if survivor is source else "destination" if survivor is destination else "", ended=tuple(ended),
+        )
+
+    async def _follow_the_account(self, stop: StopPoint | None) -> None:
+        """The destination's account goes on where the source's ended; where it can't, it says so when it is asked."""
+        if stop is None or self._mechanism.injects:
+            return
+        try:
+            await self._destination.account.resume_from(stop, source=self._source.account)
+        except SwitchoverError as error:
+            self._destination.account.reason = error.message
 
     def _source_resume_ns(self) -> int | None:
         resume = self._timeline.find("RESUME", source=self._source.machine.role, after_ns=self._stop_ns or 0)
@@ -287,15 +413,12 @@ class MigrationDriver:
     async def _evidence_of_the_ring(self) -> tuple[StopPoint | None, str]:
         """Where the source's guest stopped receiving. Asked after the switchover, so that asking costs no downtime."""
         try:
-            stop = await self._source.account.at_stop(stop_ns=self._stop_ns or 0)
-            if not self._mechanism.injects:
-                await self._destination.account.resume_from(stop, source=self._source.account)
-            return stop, ""
+            return await self._source.account.at_stop(stop_ns=self._stop_ns or 0), ""
         except SwitchoverError as error:
             return None, error.message
 
-    async def _close_source(self) -> tuple[bytes, ...] | None:
-        """End the source machine and read back what still waits in its TAP's queues, unless the destination does."""
+    async def _close_source(self, *, read: bool = True) -> tuple[bytes, ...] | None:
+        """End the source machine and (with `read`) read back what still waits in its TAP's queues, unless the destination does."""
         machine = self._source.machine
         try:
             await machine.qmp.command("quit", deadline=Deadline(2.0))
@@ -303,6 +426,6 @@ class MigrationDriver:
         except TestbedError:
             pass  # it is killed below, which for a machine that is done makes no difference
         await machine.close()
-        return None if self._mechanism.keeps_port else tuple(read_queue(self._source.port.fds))
+        return tuple(read_queue(self._source.port.fds)) if read and not self._mechanism.keeps_port else None
 
 

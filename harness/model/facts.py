@@ -43,7 +43,9 @@ class MigrationFacts(_Facts, frozen=True, kw_only=True):
 
     `undelivered_file`: frames sent to the source's TAP that its guest did not get, in order; `stranded_file`: those read
     back from the TAP's queue after the source's end; `passed_file`: those that a mechanism carried over. `source` and `destination` name
-    the machines (`trace-NAME.jsonl`); empty: there was one machine, or the run is older than this field.
+    the machines (`trace-NAME.jsonl`); empty: there was one machine, or the run is older than this field. `deaths`: when a machine
+    ("source", "destination") died with the guest in it; `abandoned_file`: what was read back at the end from the TAP of a destination
+    in which the guest runs no more. `survivor`: where it ran after the migration; empty: nowhere.
     """
 
     mode: str
@@ -63,6 +65,9 @@ class MigrationFacts(_Facts, frozen=True, kw_only=True):
     undelivered_reason: str = ""
     stranded_file: str | None = None
     passed_file: str | None = None
+    survivor: str = ""
+    deaths: dict[str, int] = {}
+    abandoned_file: str | None = None
     figures: dict[str, float] = {}
 
 

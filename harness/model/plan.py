@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from harness.model.fault import FaultSection
 from harness.model.scenario import MigrationMode, MigrationSection
 
 __all__ = ["MigrationPlan"]
@@ -23,6 +24,9 @@ class MigrationPlan(msgspec.Struct, frozen=True, kw_only=True):
     outage_ms: float = 100.0
     cancel_at_switchover: bool = False
     cancel_after_ms: float | None = None
+    only_at_source: tuple[str, ...] = ()
+    start_after_ms: float | None = None
+    fault: FaultSection | None = None
 
     @classmethod
     def from_section(cls, section: MigrationSection, *, mechanism: str) -> MigrationPlan:
@@ -36,6 +40,9 @@ class MigrationPlan(msgspec.Struct, frozen=True, kw_only=True):
             outage_ms=section.outage_ms,
             cancel_at_switchover=section.cancel_at_switchover,
             cancel_after_ms=section.cancel_after_ms,
+            only_at_source=section.only_at_source,
+            start_after_ms=section.start_after_ms,
+            fault=section.fault,
         )
 
     @property
@@ -46,4 +53,5 @@ class MigrationPlan(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def pauses(self) -> bool:
         """Whether the source waits in pre-switchover."""
-        return self.hold_ms > 0 or self.cancel_at_switchover or "pause-before-switchover" in self.capabilities
+        faulty = self.fault is not None and self.fault.needs_pause
+        return self.hold_ms > 0 or self.cancel_at_switchover or faulty or "pause-before-switchover" in self.capabilities

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from harness.model.fault import FaultSection
+
 __all__ = [
     "KNOWN_MECHANISMS",
     "TRAFFIC_DEFAULTS",
@@ -153,16 +155,18 @@ class NetworkSection(_Section, frozen=True):
 
 
 class QemuSection(_Section, frozen=True):
-    """A name that `switchover qemu list` knows, or a path."""
+    """A name that `switchover qemu list` knows, or a path. `migration_properties`: of QEMU's migration object, on both sides."""
 
     source: str = "system"
     destination: str = "system"
+    migration_properties: dict[str, str] = {}
 
 
 class MigrationSection(_Section, frozen=True):
     """`hold_ms`: stay in pre-switchover for at least this long. `outage_ms`: how long `stop-cont` stops the guest.
 
-    `cancel_after_ms`: cancel so long after the start, if the guest has not moved by then.
+    `cancel_after_ms`: cancel so long after the start, if the guest has not moved by then. `only_at_source`: capabilities that stay off
+    at the destination. `start_after_ms`: the destination is started with `-S`, and told to go on so long after the migration completed.
     """
 
     mode: MigrationMode = MigrationMode.PRECOPY
@@ -173,6 +177,9 @@ class MigrationSection(_Section, frozen=True):
     outage_ms: Annotated[float, Meta(ge=1, le=60_000)] = 100.0
     cancel_at_switchover: bool = False
     cancel_after_ms: Annotated[float, Meta(ge=0, le=600_000)] | None = None
+    only_at_source: tuple[str, ...] = ()
+    start_after_ms: Annotated[float, Meta(ge=0, le=60_000)] | None = None
+    fault: FaultSection | None = None
 
     @property
     def cancels(self) -> bool:

@@ -12,7 +12,7 @@ import msgspec
 import paramiko
 
 from harness.cache import cache_dir
-from harness.errors import FeatureLackError, TestbedError, UsageError
+from harness.errors import FeatureLackError, MigrationError, TestbedError, UsageError
 from harness.host.deadline import Deadline
 from harness.lab import Lab
 from harness.migrate.checks import check_plan
@@ -62,6 +62,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     requires: tuple[str, ...] = ()
     cold: bool = False
     guest: dict[str, Any] = {}
+    migration_properties: dict[str, str] = {}
     network: dict[str, Any] = msgspec.field(default_factory=lambda: {"peer": "namespace"})
 
     def with_marker(self, marker: Mapping[str, Any]) -> Settings:
@@ -74,10 +75,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 network[key] = value
             elif key == "qemu":
                 plain.update(qemu=value, qemu_destination=value)
+            elif key == "migration_properties":
+                plain[key] = dict(value)
             elif key in ("requires", "cold"):
                 plain[key] = tuple(value) if key == "requires" else value
             else:
-                known = ["requires", "cold", "qemu", *GuestSection.__struct_fields__, *NetworkSection.__struct_fields__]
+                known = ["requires", "cold", "qemu", "migration_properties", *GuestSection.__struct_fields__, *NetworkSection.__struct_fields__]
                 raise UsageError(f"the marker switchover knows no {key!r}", hint=f"it knows {', '.join(known)}")
         return msgspec.structs.replace(self, guest=guest, network=network, **plain)
 
@@ -88,7 +91,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             name=safe or "test", accelerator=Accelerator(self.accel),
             guest=msgspec.convert({"kernel": self.kernel, "image": self.image} | self.guest, GuestSection),
             network=msgspec.convert(self.network, NetworkSection),
-            qemu=QemuSection(source=self.qemu, destination=self.qemu_destination or self.qemu),
+            qemu=QemuSection(
+                source=self.qemu, destination=self.qemu_destination or self.qemu, migration_properties=self.migration_properties
+            ),
             migration=MigrationSection(capabilities=("x-ignore-shared",) if self.guest.get("shared_memory") else ()),
         )  # fmt: skip
 
@@ -236,6 +241,8 @@ class GuestPair:
         else:
             work = self._recording.migrate(wanted, deadline=Deadline(deadline_s))
         self.record = self._loop.run(work)
+        if self.record.failure:
+            raise MigrationError(self.record.failure)
         return self.record
 
     def _begin(self) -> Recording:

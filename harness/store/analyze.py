@@ -10,7 +10,7 @@ import numpy as np
 
 from harness.analysis.announce import find_announcements, first_frame_ns
 from harness.analysis.columns import Capture, read_capture
-from harness.analysis.evidence import Captures, DropCounter, Evidence, Fate, Place, StreamRecords
+from harness.analysis.evidence import Captures, Death, DropCounter, Evidence, Fate, Place, StreamRecords
 from harness.analysis.ledger import Ledger, account
 from harness.analysis.outages import delays, find_outages, longest_gap_ns, network_downtime
 from harness.analysis.phases import Milestones, Phase, phases, sent_by_phase
@@ -74,19 +74,21 @@ def analyze_run(run: RunDirectory) -> Analysis:
         StopWindow(stop_ns=m.stop_ns, resume_ns=m.resume_ns) for m in facts.migrations if m.stop_ns and m.resume_ns
     )
     evidence = _evidence(run, facts, captures, windows)
-    streams = [_stream_records(run, stream) for stream in facts.streams]
+    lost = [stream for stream in facts.streams if not (run.path / "traffic" / f"{stream.id}.sent.rec").exists()]
+    kept = [stream for stream in facts.streams if stream not in lost]
+    streams = [_stream_records(run, stream) for stream in kept]
     # A destination that took over the source's TAP has none of its own.
     announced_ns = _announced_ns(facts, captures.get("destination") or captures.get("source"))
     found = phases(_milestones(facts, announced_ns))
     ledgers = account(streams, evidence=evidence, late_ns=_late_ns(streams, evidence, facts))
-    drafts = tuple(_stream_result(stream, ledgers[stream.name], found, windows) for stream in facts.streams)
+    drafts = tuple(_stream_result(stream, ledgers[stream.name], found, windows) for stream in kept)
     measures = measure(
         facts, ledgers=ledgers, drafts=drafts, events=run.events(), windows=windows, destination=captures.get("destination")
     )
     results = measures.streams
     tcp = find_tcp(run, facts, captures.get("peer"), windows)
     witnesses = find_witnesses(run, facts, captures.get("peer"), tcp.connections)
-    problems = _problems(facts, ledgers)
+    problems = (*(f"{stream.name}: the sender's records are missing" for stream in lost), *_problems(facts, ledgers))
     outcome = _outcome(facts, problems)
     costs = switchover_costs(run, facts)
     draft = RunResult(
@@ -98,7 +100,8 @@ def analyze_run(run: RunDirectory) -> Analysis:
         switchover_ack=costs.switchover_ack, announcements=_announcements(captures), clock=measures.clock_result(),
         marks=measures.mark_results(), calibration=facts.calibration,
         captures={n: CaptureResult(packets=c.packets, dropped=c.dropped) for n, c in facts.captures.items()},
-        figures={**facts.figures, **costs.figures}, notes=(*facts.notes, *costs.notes, *problems, *tcp.notes, *_witness_notes(witnesses)),
+        figures={**facts.figures, **_mechanism_figures(facts), **costs.figures},
+        notes=(*facts.notes, *costs.notes, *problems, *tcp.notes, *_witness_notes(witnesses)),
     )  # fmt: skip
     verdict, failed = check_expectations(draft)
     return Analysis(msgspec.structs.replace(draft, verdict=verdict, expectations=failed), ledgers, found)
@@ -120,6 +123,8 @@ def _evidence(
                 undelivered = read_frames(run.path / migration.undelivered_file)
                 taken = undelivered.select(np.arange(max(0, len(undelivered) - len(waiting))))
                 swallowed |= probes_of(taken, nonce=facts.nonce)
+        if migration.abandoned_file is not None:
+            stranded |= probes_of(read_frames(run.path / migration.abandoned_file), nonce=facts.nonce)
         if migration.passed_file is not None:
             passed |= probes_of(read_frames(run.path / migration.passed_file), nonce=facts.nonce)
     counters = tuple(
@@ -136,6 +141,9 @@ def _evidence(
         ),
         stranded=frozenset(stranded), swallowed=frozenset(swallowed), passed=frozenset(passed),
         counters=counters, windows=windows,
+        deaths=tuple(
+            Death(place=Place(f"{side}-tap"), time_ns=t_ns) for m in facts.migrations for side, t_ns in m.deaths.items()
+        ),
     )  # fmt: skip
 
 
@@ -268,6 +276,10 @@ def _announcements(captures: dict[str, Capture]) -> tuple[Announcement, ...]:
         Announcement(t_ns=a.time_ns, kind=a.kind, interface="destination")
         for a in find_announcements(captures["destination"].columns, mac=MOBILE.mac)
     )
+
+
+def _mechanism_figures(facts: RunFacts) -> dict[str, float]:
+    return {name: value for migration in facts.migrations for name, value in migration.figures.items()}
 
 
 def _problems(facts: RunFacts, ledgers: dict[str, Ledger]) -> tuple[str, ...]:

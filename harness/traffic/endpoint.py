@@ -102,7 +102,8 @@ class _InGuest:
         await self._order("send")
 
     async def stop_sending(self) -> None:
-        await self._order("stop")
+        if not self._endpoint.gone:
+            await self._order("stop")
 
     async def _order(self, word: str) -> None:
         await self._agent.write_file(f"{self._folder}/control", f"{word}\n".encode())
@@ -114,9 +115,13 @@ class _InGuest:
         return (await self._agent.read_until(f"{self._folder}/status", said, awaited=awaited, deadline=deadline)).decode()
 
     async def stopped(self, *, deadline: Deadline) -> None:
+        if self._endpoint.gone:
+            return
         await self._until(b"stopped", awaited=f"the generator at {self._endpoint.name} to have stopped sending", deadline=deadline)
 
     async def finish(self, folder: Path, *, deadline: Deadline) -> dict[str, Any]:
+        if self._endpoint.gone:
+            return {"streams": []}
         await self._order("end")
         output = await self._until(b"{", awaited=f"the summary of the generator at {self._endpoint.name}", deadline=deadline)
         summary = _summary(output, self._endpoint.name)
@@ -127,11 +132,15 @@ class _InGuest:
 
 
 class GuestEndpoint:
-    """A guest, reached through its agent. After a migration the agent is that of the machine the guest is in now."""
+    """A guest, reached through its agent. After a migration the agent is that of the machine the guest is in now.
+
+    A guest that is `gone` (its machine died) is not asked any more; its records went with it.
+    """
 
     def __init__(self, name: str, agent: GuestAgent) -> None:
         self.name = name
         self.agent = agent
+        self.gone = False
 
     async def start(self, tag: str, arguments: Sequence[str], *, deadline: Deadline) -> Running:
         folder = PurePosixPath("/tmp") / f"traffic-{tag}"

@@ -63,7 +63,7 @@ ONE_KEY = [
     ("[network]\n\nrate_pps = 5",
      "my.toml:4: network.rate_pps = 5: there is no such key\n  mend: it belongs to [[traffic]]"),
     ('[guest]\nmechanism = "none"', 'my.toml:3: guest.mechanism = "none": there is no such key\n  mend: it belongs to the top'),
-    ("[qemu]\nzzz = 1", "my.toml:3: qemu.zzz = 1: there is no such key\n  mend: known: source, destination"),
+    ("[qemu]\nzzz = 1", "my.toml:3: qemu.zzz = 1: there is no such key\n  mend: known: source, destination, migration_properties"),
     ("[network]\nqueues = 0", "my.toml:3: network.queues = 0: must be at least 1 and at most 64"),
     ("[network]\nmtu = 65536", "my.toml:3: network.mtu = 65536: must be at least 1280 and at most 9000"),
     ("[[traffic]]\nrate_pps = 0", "my.toml:3: traffic.0.rate_pps = 0: must be more than 0 and at most 200000"),

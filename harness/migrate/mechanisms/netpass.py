@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from harness.errors import TestbedError
 from harness.migrate.mechanisms.base import Mechanism, Report, SwitchContext
 from harness.model.scenario import MigrationMode
 
@@ -23,9 +24,21 @@ class NetPass(Mechanism):
     capabilities: ClassVar[tuple[str, ...]] = ("return-path", "netpass")
 
     async def finish(self, context: SwitchContext) -> Report:
-        """The frames sent to the source's TAP since its stop are the ones it had to pass on; QEMU's own figures go along."""
-        info = await context.source.machine.qmp.command("query-migrate")
-        figures = {f"qemu-{key}": int(value) for key, value in info.get("netpass", {}).items() if isinstance(value, int)}
+        """The frames sent to the source's TAP since its stop are the ones it had to pass on; both QEMUs' own figures go along.
+
+        A side that has no figures, or that died, adds none.
+        """
+        figures: dict[str, int] = {}
+        for role, side in (("source", context.source), ("destination", context.destination)):
+            if side.machine.process.returncode is not None:
+                continue
+            try:
+                info = await side.machine.qmp.command("query-migrate")
+            except TestbedError:
+                continue
+            for key, value in info.get("netpass", {}).items():
+                if isinstance(value, int):
+                    figures[f"netpass-{role}-{key}"] = int(value)
         stop = context.stop_point
         passed = () if stop is None else tuple(context.source.live.frames(first=stop.first_undelivered))
         return Report(passed=passed, figures=figures)
