@@ -2,42 +2,207 @@
 
 from __future__ import annotations
 
+import os
+
+import numpy as np
 import pytest
+from helpers import accounted, exactly_once
+
+from harness.analysis.columns import PROBE, read_capture
+from harness.analysis.pcapng import OUTBOUND
+from harness.errors import MigrationError
+from harness.store.frames import read_frames
 
 pytestmark = pytest.mark.switchover(requires=["netpass"], qemu="reference")
 
 HOLD_BACK = {"netpass-hold-back": 500}
+MODES = ["precopy", "postcopy"]
 
 
-@pytest.mark.parametrize("mode", ["precopy", "postcopy"])
+def figure(stream, side: str, name: str) -> float:
+    """One of QEMU's own figures of netpass, as it stands in the result."""
+    return stream.result.figures[f"netpass-{side}-{name}"]
+
+
+def undelivered(pair):
+    """What was sent to the source's TAP and did not reach its guest."""
+    return read_frames(pair.run_directory / "capture/undelivered.pcapng")
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_no_packet_is_lost_or_doubled(guest_pair, udp, mode):
-    with udp(rate_pps=1000, direction="to-guest") as stream:
-        guest_pair.succeed("sleep 0.3")
+    with udp(rate_pps=1000, direction="to-guest") as down, udp(rate_pps=500, direction="from-guest") as up:
+        guest_pair.succeed("sleep 0.2")
         guest_pair.migrate(mechanism="netpass", mode=mode, hold_ms=100)
-        guest_pair.succeed("sleep 0.5")
-    ledger = stream.ledger
-    assert (ledger.lost, ledger.duplicated, ledger.ledger.unexplained) == (0, 0, 0)
-    assert ledger.passed >= 80
-
-
-def test_with_hold_back_nothing_is_reordered(guest_pair, udp):
-    with udp(rate_pps=1000, direction="to-guest") as stream:
         guest_pair.succeed("sleep 0.3")
-        guest_pair.migrate(mechanism="netpass", hold_ms=100, parameters=HOLD_BACK)
-        guest_pair.succeed("sleep 0.5")
-    ledger = stream.ledger
-    assert (ledger.lost, ledger.duplicated, ledger.reordered) == (0, 0, 0)
+    exactly_once(down)
+    exactly_once(up)
+    assert down.ledger.passed > 0
+    assert figure(down, "source", "passed") == figure(down, "destination", "received")
+    assert figure(down, "source", "passed") >= down.ledger.passed
+    assert figure(down, "source", "dropped") == 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_with_hold_back_nothing_is_reordered(guest_pair, udp, mode):
+    with udp(rate_pps=1000, direction="to-guest") as stream:
+        guest_pair.succeed("sleep 0.2")
+        guest_pair.migrate(mechanism="netpass", mode=mode, hold_ms=100, parameters=HOLD_BACK)
+        guest_pair.succeed("sleep 0.3")
+    exactly_once(stream, ordered=True)
+
+
+@pytest.mark.parametrize(("mechanism", "loses"), [("none", True), ("tap-handover", False), ("netpass", False)])
+def test_the_same_switchover_with_each_mechanism(guest_pair, udp, mechanism, loses):
+    """All on one build of QEMU, so that the mechanism is the only difference."""
+    with udp(rate_pps=1000, direction="to-guest") as stream:
+        guest_pair.succeed("sleep 0.2")
+        guest_pair.migrate(mechanism=mechanism, hold_ms=100)
+        guest_pair.succeed("sleep 0.3")
+    accounted(stream)
+    assert stream.ledger.duplicated == 0
+    if loses:
+        assert stream.ledger.lost == int(np.count_nonzero(undelivered(guest_pair).probe)) > 0
+    else:
+        assert stream.ledger.lost == 0
+        assert stream.ledger.passed > 0
 
 
 def test_after_a_cancel_the_source_lost_nothing_and_it_works_again(guest_pair, udp):
     with udp(rate_pps=1000, direction="to-guest") as first:
-        guest_pair.succeed("sleep 0.3")
+        guest_pair.succeed("sleep 0.2")
         record = guest_pair.migrate(mechanism="netpass", hold_ms=100, cancel_at_switchover=True)
-        guest_pair.succeed("sleep 0.3")
-    assert record.status == "cancelled"
-    assert (first.ledger.lost, first.ledger.duplicated) == (0, 0)
+        guest_pair.succeed("sleep 0.2")
+    assert (record.status, record.survivor) == ("cancelled", "source")
+    exactly_once(first, ordered=True)
+    assert figure(first, "source", "returned") > 0
     with udp(rate_pps=1000, direction="to-guest") as second:
-        guest_pair.succeed("sleep 0.3")
+        guest_pair.succeed("sleep 0.2")
         guest_pair.migrate(mechanism="netpass", hold_ms=100)
         guest_pair.succeed("sleep 0.3")
-    assert (second.ledger.lost, second.ledger.duplicated) == (0, 0)
+    exactly_once(second)
+
+
+def test_a_long_wait_before_the_switchover(guest_pair, udp):
+    with udp(rate_pps=500, direction="to-guest") as stream:
+        guest_pair.succeed("sleep 0.2")
+        guest_pair.migrate(mechanism="netpass", hold_ms=3000, parameters=HOLD_BACK)
+        guest_pair.succeed("sleep 0.3")
+    exactly_once(stream, ordered=True)
+    assert stream.ledger.passed > 500
+
+
+def test_beyond_the_limit_exactly_the_rest_is_dropped_and_counted(guest_pair, udp):
+    limit = 100
+    with udp(rate_pps=1000, direction="to-guest") as stream:
+        guest_pair.succeed("sleep 0.2")
+        guest_pair.migrate(mechanism="netpass", hold_ms=300, parameters={"netpass-max-packets": limit})
+        guest_pair.succeed("sleep 0.3")
+    accounted(stream)
+    assert stream.ledger.lost > 0
+    # The limit is for all frames, not for probes alone: an announcement of the destination may be among the dropped ones.
+    frames = undelivered(guest_pair)
+    others = len(frames) - int(np.count_nonzero(frames.probe))
+    dropped = figure(stream, "source", "dropped")
+    assert figure(stream, "source", "captured") + dropped == len(frames)
+    assert dropped - others <= stream.ledger.lost <= dropped
+    assert stream.ledger.ledger.lost_in_qemu == stream.ledger.lost
+    assert stream.ledger.duplicated == 0
+
+
+@pytest.mark.switchover(requires=["netpass"], qemu="reference", queues=2, vcpus=2)
+@pytest.mark.parametrize("mode", MODES)
+def test_several_queues(guest_pair, udp, mode):
+    """Several flows, so that the TAP spreads them over the queues."""
+    with (
+        udp(rate_pps=400, direction="to-guest") as a, udp(rate_pps=400, direction="to-guest") as b,
+        udp(rate_pps=400, direction="to-guest") as c,
+    ):
+        guest_pair.succeed("sleep 0.2")
+        guest_pair.migrate(mechanism="netpass", mode=mode, hold_ms=100)
+        guest_pair.succeed("sleep 0.3")
+    for stream in (a, b, c):
+        ledger = stream.ledger
+        assert (ledger.lost, ledger.duplicated, ledger.ledger.unexplained) == (0, 0, 0)
+    assert figure(a, "source", "passed") > 0
+    interrupts = guest_pair.succeed("grep -E 'input\\.[01]' /proc/interrupts")
+    assert all(sum(map(int, line.split()[1:3])) > 50 for line in interrupts.splitlines() if "virtio1" in line), interrupts
+
+
+def test_a_destination_without_it_fails_the_migration_at_its_beginning(guest_pair, udp):
+    with udp(rate_pps=1000, direction="to-guest") as stream:
+        guest_pair.succeed("sleep 0.2")
+        with pytest.raises(MigrationError, match="failed"):
+            guest_pair.migrate(mechanism="netpass", hold_ms=100, only_at_source=["netpass"])
+        guest_pair.succeed("sleep 0.3")
+    exactly_once(stream, ordered=True)
+    assert stream.result.downtime.compute_ms.value is None
+    assert guest_pair.succeed("echo alive") == "alive\n"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_destination_that_waits_for_its_user(guest_pair, udp, mode):
+    """With -S the source doesn't wait for `cont`: what arrives in between is lost, and said to be."""
+    with udp(rate_pps=1000, direction="to-guest") as stream:
+        guest_pair.succeed("sleep 0.2")
+        guest_pair.migrate(mechanism="netpass", mode=mode, hold_ms=100, start_after_ms=100)
+        guest_pair.succeed("sleep 0.3")
+    accounted(stream)
+    assert stream.ledger.duplicated == 0
+    assert stream.ledger.passed > 0
+    assert stream.ledger.lost <= stream.ledger.ledger.stranded_at_source + stream.ledger.ledger.lost_in_qemu
+
+
+def test_broadcasts_are_delivered_and_the_networks_copies_are_counted(guest_pair, udp):
+    """The destination's port opens at RESUME only, so that the bridge makes no copies of what the source passes."""
+    with udp(rate_pps=300, direction="to-guest", cast="broadcast") as broadcast, udp(rate_pps=500) as unicast:
+        guest_pair.succeed("sleep 0.2")
+        guest_pair.migrate(mechanism="netpass", hold_ms=100)
+        guest_pair.succeed("sleep 0.3")
+    exactly_once(broadcast)
+    exactly_once(unicast)
+
+
+@pytest.mark.switchover(requires=["netpass"], qemu="reference", destination_port="from-start")
+def test_a_network_that_floods_both_ports_delivers_twice_what_it_copied(guest_pair, udp):
+    with udp(rate_pps=300, direction="to-guest", cast="broadcast") as stream:
+        guest_pair.succeed("sleep 0.2")
+        record = guest_pair.migrate(mechanism="netpass", hold_ms=100)
+        guest_pair.succeed("sleep 0.3")
+    accounted(stream)
+    assert stream.ledger.lost == 0
+    # What the bridge copied waits at the destination's TAP until RESUME; the source's guest had it too, or it is passed.
+    columns = {side: read_capture(guest_pair.run_directory / f"capture/{side}.pcapng").columns for side in ("source", "destination")}
+    mine = {side: (c.probe == PROBE) & (c.direction == OUTBOUND) for side, c in columns.items()}
+    waited = np.count_nonzero(mine["destination"] & (columns["destination"].time_ns < record.resume_ns))
+    both = np.intersect1d(*(columns[side].probe_seq[mine[side]] for side in columns)).size
+    assert waited > 0
+    assert waited <= stream.ledger.duplicated <= both
+
+
+@pytest.mark.switchover(requires=["netpass"], qemu="reference", peer="guest")
+def test_between_two_guests_with_ping_as_a_witness(guest_pair, udp):
+    with udp(rate_pps=500, direction="echo") as stream:
+        script = "ping -q -i 0.01 -c 100 -W 3 10.77.0.1 >/tmp/ping.log 2>&1 &"
+        guest_pair.succeed(f"{script} sleep 0.2", on="peer")
+        guest_pair.migrate(mechanism="netpass", hold_ms=150)
+        said = guest_pair.succeed("n=0; until grep -q loss /tmp/ping.log; do n=$((n+1)); [ $n -lt 100 ]; usleep 100000; done; cat /tmp/ping.log", on="peer")
+    exactly_once(stream)
+    assert "100 packets transmitted, 100 received" in said
+
+
+@pytest.mark.switchover(requires=["netpass"], qemu="reference", vhost=True)
+def test_a_vhost_netdev_is_declined_with_a_warning(request):
+    try:
+        os.close(os.open("/dev/vhost-net", os.O_RDWR))
+    except OSError as error:
+        pytest.skip(f"vhost-net is not to be had on this host: {error.strerror}")
+    pair, udp = request.getfixturevalue("guest_pair"), request.getfixturevalue("udp")
+    with udp(rate_pps=500, direction="to-guest") as stream:
+        pair.succeed("sleep 0.2")
+        pair.migrate(mechanism="netpass", hold_ms=100)
+        pair.succeed("sleep 0.3")
+    assert stream.ledger.passed == 0
+    assert stream.ledger.lost > 0
+    said = pair.lab.machines[0].process.read_output().decode()
+    assert any("netpass" in line and "vhost" in line for line in said.splitlines()), said

@@ -1,0 +1,21 @@
+"""What the tests of a mechanism say again and again."""
+
+from __future__ import annotations
+
+__all__ = ["accounted", "exactly_once"]
+
+
+def accounted(stream) -> None:
+    """Every packet has a fate, by evidence."""
+    result = stream.result
+    assert stream.ledger.ledger.unexplained == 0, (stream.ledger, result.notes)
+    assert result.outcome != "inconclusive", result.notes
+
+
+def exactly_once(stream, *, ordered: bool = False) -> None:
+    """Nothing lost, doubled or unexplained; with `ordered`, nothing overtaken either."""
+    accounted(stream)
+    ledger = stream.ledger
+    assert (ledger.lost, ledger.duplicated) == (0, 0), (ledger, stream.result.notes)
+    if ordered:
+        assert ledger.reordered == 0, ledger
