@@ -49,8 +49,8 @@ qemu: $(STAMP) ## the reference QEMU: Debian's source and our series
 bench: setup ## speed, as ratios within one run
 	@$(BIN)/python -m bench
 
-nightly: setup reference ## the long campaigns
-	@$(BIN)/pytest tests -m nightly
+nightly: setup reference ## the long campaigns, and the matrix of every way to migrate
+	@$(BIN)/pytest tests -m nightly; status=$$?; $(BIN)/switchover matrix && exit $$status
 
 clean: ## the virtual environment (caches and results stay)
 	rm -rf $(VENV)

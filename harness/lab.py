@@ -35,14 +35,17 @@ from harness.migrate.account import FrameAccount
 from harness.migrate.driver import MigrationDriver, MigrationRecord
 from harness.migrate.mechanisms import make_mechanism
 from harness.migrate.mechanisms.base import Report, Side
+from harness.migrate.obstacles import with_obstacle
+from harness.migrate.ways.cpr_transfer import cpr_channel
 from harness.model.addresses import MOBILE, PEER, PREFIX4, PREFIX6, Addresses
 from harness.model.events import Event, Timeline
 from harness.model.plan import MigrationPlan
-from harness.model.scenario import DestinationPort, Peer
+from harness.model.scenario import DestinationPort, DiskFormat, MigrationMode, Peer, Topology
 from harness.model.units import parse_size
 from harness.traffic.endpoint import Endpoint, GuestEndpoint, NamespaceEndpoint
-from harness.vm.argv import DEFERRED, MachineSpec, NicSpec
+from harness.vm.argv import DEFERRED, DiskSpec, MachineSpec, NicSpec
 from harness.vm.discovery import discover
+from harness.vm.disk import make_disk
 from harness.vm.image import GuestImage
 from harness.vm.machine import Machine, MachineLogs
 from harness.vm.warm import save_state, state_loaded, warm_state
@@ -52,6 +55,8 @@ __all__ = ["Lab", "LabSettings"]
 NIC = "net0"
 MANAGEMENT_NIC = "mgmt0"
 PEER_PORT = "sw-peer"
+DISK = SCRATCH / "disk"
+DISK_BYTES = 64 << 20
 TCG_CPU = "qemu64,+rdrand"
 """Without rdrand a cold guest waits for the kernel's randomness before SSH answers."""
 # What the boot left in free memory would be saved, and loaded each time, and carried by each migration.
@@ -84,19 +89,25 @@ class LabSettings(msgspec.Struct, frozen=True, kw_only=True):
     image: GuestImage
     cache: Path
     memory: str = "256M"
-    shared_memory: bool = False
     vcpus: int = 1
     machine: str = "q35"
     cpu: str | None = None
     peer: Peer = Peer.GUEST
+    topology: Topology = Topology.ONE_BRIDGE
     mtu: int = 1500
     queues: int = 1
     enabled_queues: int | None = None
+    guest_nic_properties: tuple[str, ...] = ()
     nic_properties: tuple[str, ...] = ()
     destination_nic_properties: tuple[str, ...] = ()
     migration_devices: tuple[str, ...] = ()
     vhost: bool = False
     management: bool = True
+    shared_memory: bool = False
+    aux_ram_share: bool = False
+    disk: DiskFormat = DiskFormat.NONE
+    dirty_mib_s: float = 0.0
+    dirty_mib: int = 64
     static_neighbours: bool = True
     destination_port: DestinationPort = DestinationPort.AT_RESUME
     cold: bool = False
@@ -110,16 +121,18 @@ class LabSettings(msgspec.Struct, frozen=True, kw_only=True):
         extra = [word for name, value in self.migration_properties.items() for word in ("-global", f"migration.{name}={value}")]
         moves = addresses == MOBILE
         properties = (*self.nic_properties, *(self.destination_nic_properties if incoming else ())) if moves else ()
-        nics = [NicSpec(id=NIC, mac=addresses.mac, queues=queues, vhost=self.vhost, mtu=mtu, migration_properties=properties)]
+        nics = [NicSpec(id=NIC, mac=addresses.mac, queues=queues, vhost=self.vhost, mtu=mtu, properties=self.guest_nic_properties if moves else (), migration_properties=properties)]
         if self.management:
             nics.append(NicSpec(id=MANAGEMENT_NIC, mac=addresses.management_mac))
         return MachineSpec(
             name=name, argv_prefix=qemu.argv_prefix, data_dirs=qemu.data_dirs, accelerator=self.accelerator,
             machine=self.machine, cpu=self.cpu or ("host" if self.accelerator == "kvm" else TCG_CPU),
-            memory_mib=parse_size(self.memory) >> 20,
-            memory_file=str(SCRATCH / f"{addresses.ip4}.ram") if self.shared_memory else None, vcpus=self.vcpus, kernel=str(self.image.kernel),
+            memory_mib=parse_size(self.memory) >> 20, vcpus=self.vcpus, kernel=str(self.image.kernel),
             initrd=str(self.image.initrd), append=KERNEL_ARGUMENTS, nics=tuple(nics), extra=tuple(extra),
             migration_devices=self.migration_devices if moves else (),
+            memory_file=str(SCRATCH / f"memory-{name}") if self.shared_memory else None,
+            aux_ram_share=self.aux_ram_share and self.shared_memory,
+            disk=None if self.disk is DiskFormat.NONE else DiskSpec(path=str(DISK), format=str(self.disk)),
         )  # fmt: skip
 
 
@@ -148,6 +161,7 @@ class Lab:
         self._machines: list[Machine] = []
         self._open_logs: list[IO[Any]] = []
         self._live: list[LiveTap] = []
+        self._ended: list[Side] = []  # machines that the guest left, with what they still hold
         self._generation = 0
         self.endpoints: dict[str, Endpoint] = {}
         self.learning: BridgeWatch | None = None
@@ -164,12 +178,14 @@ class Lab:
         """Bring the pair up: both ends have link and address, and answer."""
         began = time.monotonic()
         await self.warden.start()
-        await self.network.start(mtu=self.settings.mtu)
+        await self.network.start(mtu=self.settings.mtu, topology=self.settings.topology)
         self.learning = await self.network.watch_learning()
         self.figures["lab_s"] = time.monotonic() - began
         deadline = Deadline(self.settings.boot_s)
         if self.settings.peer is Peer.NAMESPACE:
             await self._start_namespace_peer()
+        if self.settings.disk is not DiskFormat.NONE:
+            await make_disk(self.warden, DISK, format=self.settings.disk, size_bytes=DISK_BYTES)
         mobile_port, mobile_taps = await self._plug("m0", queues=self.settings.queues)
         mobile = self._machine("m0", "source", self.settings.source, MOBILE, queues=self.settings.queues)
         # The live view begins before the guest runs, so that no frame to it is unseen.
@@ -185,6 +201,11 @@ class Lab:
             self.endpoints["peer"] = GuestEndpoint("peer", peer.agent)
         await together(*guests)
         await self.settle(deadline=deadline)
+        if self.settings.disk is not DiskFormat.NONE:
+            await mobile.qmp.command("block-dirty-bitmap-add", node="disk0", name="bitmap0")
+        if self.settings.dirty_mib_s:
+            rate, size = self.settings.dirty_mib_s, self.settings.dirty_mib
+            await mobile.agent.shell(f"swgen dirty --rate-mib {rate:g} --size-mib {size} </dev/null >/dev/null 2>&1 &")
         self.figures["ready_s"] = time.monotonic() - began
         self._event("ready", {"cold": self.settings.cold})
 
@@ -220,7 +241,7 @@ class Lab:
 
     @property
     def machines(self) -> tuple[Machine, ...]:
-        """Every machine that was made, in order, ended ones included."""
+        """Machines in the order in which they were made, ended ones included until the migration after their end."""
         return tuple(self._machines)
 
     # -- parts
@@ -240,6 +261,8 @@ class Lab:
     ) -> Machine:
         spec = self.settings.spec(name, qemu, addresses, queues=queues, incoming=incoming)
         warm = not incoming and not self.settings.cold
+        if addresses is PEER:  # it stays where it is
+            spec = msgspec.structs.replace(spec, memory_file=None, aux_ram_share=False, disk=None)
         spec = msgspec.structs.replace(
             spec, incoming=DEFERRED if incoming else self.settings.state_uri if warm else None, paused=warm or paused
         )
@@ -255,7 +278,7 @@ class Lab:
 
     async def _plug(self, suffix: str, *, queues: int = 1, flags: PortFlags | None = None) -> tuple[Port, dict[str, list[int]]]:
         """A port on each bridge, with the TAP queues that the machine inherits."""
-        port = await self.network.add_tap(f"sw-{suffix}", queues=queues, flags=flags)
+        port = await self.network.add_tap(f"sw-{suffix}", bridge=self.network.bridge_of(suffix), queues=queues, flags=flags)
         taps = {NIC: port.fds}
         if self.settings.management:
             management = await self.network.add_tap(f"mg-{suffix}", bridge=MANAGEMENT_BRIDGE)
@@ -341,6 +364,8 @@ class Lab:
         plain = msgspec.structs.replace(spec.of_the_guest(), name="warm", incoming=None, paused=False)
         async with Warden() as warden, Network(warden) as network:
             await network.start(mtu=self.settings.mtu)
+            if spec.disk is not None:
+                await make_disk(warden, DISK, format=spec.disk.format, size_bytes=DISK_BYTES)
             taps = {nic.id: (await network.add_tap(f"warm-{nic.id}", queues=nic.queues)).fds for nic in spec.nics}
             machine = Machine(plain, role="warm", warden=warden, timeline=Timeline())
             deadline = Deadline(self.settings.boot_s)
@@ -373,16 +398,21 @@ class Lab:
         address = (PEER if peer else MOBILE).management
         return await self.warden.socket(family=socket.AF_INET, type=socket.SOCK_STREAM, connect=(address, 22))
 
-    async def migrate(self, plan: MigrationPlan, *, deadline: Deadline, capture: Callable[[Port], Any] | None = None) -> MigrationRecord:
+    async def migrate(
+        self, plan: MigrationPlan, *, deadline: Deadline, capture: Callable[[Port], Any] | None = None,
+        respec: Callable[[MachineSpec], MachineSpec] | None = None,
+    ) -> MigrationRecord:
         """Migrate the mobile guest to a fresh machine; on success `mobile` is that one.
 
-        `capture` is called with the destination's port before anything can pass it, unless it is the source's.
+        `capture` is called with the destination's port before anything can pass it, unless it is the source's. `respec` changes the
+        destination's description (to one that refuses, for one).
         """
         source = self.mobile_side
         if source is None:
             raise TestbedError("the lab was not started")
         if plan.mode == "stop-cont":
             return await self._stop_cont(plan, source)
+        self._give_back(keep=source)
         self._generation += 1
         name = f"m{self._generation}"
         mechanism = make_mechanism(plan.mechanism)
@@ -401,7 +431,17 @@ class Lab:
         features = await discover(self.settings.destination, cache=self.settings.cache)
         machine.spec = mechanism.destination_spec(machine.spec, features=features)
         destination = Side(machine, port, live, FrameAccount(machine, live, network=self.network, port=port, nic=NIC))
-        await machine.start(taps, deadline=deadline.within(20.0))
+        machine.spec = self._destination_spec(machine.spec, source.machine.spec, plan)
+        if "block" in plan.capabilities and machine.spec.disk is not None:  # which the stream fills
+            machine.spec = msgspec.structs.replace(machine.spec, disk=msgspec.structs.replace(machine.spec.disk, path=f"{DISK}-{name}"))
+            await make_disk(self.warden, Path(f"{DISK}-{name}"), format=self.settings.disk, size_bytes=DISK_BYTES)
+        machine.spec = with_obstacle(machine.spec, plan.obstacle)
+        if respec is not None:
+            machine.spec = respec(machine.spec)
+        if plan.mode is MigrationMode.CPR_TRANSFER:  # it has no monitor before the source began
+            await machine.spawn(taps)
+        else:
+            await machine.start(taps, deadline=deadline.within(20.0))
         source.machine.role = "source"
         sockets = [await self.network.packet_socket() for _ in range(4)]
 
@@ -420,16 +460,21 @@ class Lab:
             record = await driver.run()
         except SwitchoverError:
             await machine.close()
+            self._ended.append(destination)
             raise
         finally:
             for handle in injectors:
                 handle.close()
             for unused in sockets:
                 unused.close()
-        if record.survivor == "destination":
+        if record.moved:
+            if source.machine.spec.memory_file not in (None, machine.spec.memory_file):
+                await self.warden.unlink(Path(str(source.machine.spec.memory_file)))
+            self._ended.append(source)
             await self.moved_to(destination, deadline=deadline)
         else:
             await machine.close()
+            self._ended.append(destination)
             endpoint = self.endpoints["mobile"]
             assert isinstance(endpoint, GuestEndpoint)
             endpoint.gone = record.survivor != "source"
@@ -457,6 +502,31 @@ class Lab:
         assert isinstance(endpoint, GuestEndpoint)
         endpoint.agent = side.machine.agent
         await side.machine.agent.sync(deadline=deadline.within(10.0))
+
+    def _give_back(self, *, keep: Side) -> None:
+        """Close what machines of earlier migrations hold: until the next one begins somebody may want to look at it."""
+        for side in self._ended:
+            if side.live is not keep.live:
+                side.live.close()
+                self._live.remove(side.live)
+            if side.port is not keep.port:
+                self.network.remove(side.port)
+            self.network.remove_named(f"mg-{side.machine.spec.name}")
+            self._machines.remove(side.machine)
+            side.machine.forget()
+        self._ended.clear()
+        self.warden.forget_ended()
+
+    def _destination_spec(self, spec: MachineSpec, source: MachineSpec, plan: MigrationPlan) -> MachineSpec:
+        """With what the way needs on the command line: memory that stays where it is, a channel to inherit through."""
+        if plan.shares_memory:
+            spec = msgspec.structs.replace(spec, memory_file=source.memory_file)
+        if plan.mode is MigrationMode.BACKGROUND_SNAPSHOT:  # a twin of the guest, that must not speak for it
+            spec = msgspec.structs.replace(spec, paused=True)
+        if plan.mode is MigrationMode.CPR_TRANSFER:
+            channel = json.dumps(cpr_channel(spec.name))
+            spec = msgspec.structs.replace(spec, extra=(*spec.extra, "-incoming", channel))
+        return spec
 
     async def _stop_cont(self, plan: MigrationPlan, source: Side) -> MigrationRecord:
         """A known outage: stop the guest, wait, let it go on. Nothing may be lost in it."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -35,15 +35,19 @@ from harness.model.calibration import CalibrationResult
 from harness.model.facts import CaptureFacts, CounterFacts, MigrationFacts, RunFacts
 from harness.model.plan import MigrationPlan
 from harness.model.result import GuestIdentity, QemuIdentity, QemuPair
-from harness.model.scenario import InjectSection, MigrationMode, Scenario
+from harness.model.scenario import InjectSection, Scenario
 from harness.model.streams import TcpStream, Traffic, UdpStream, Witness
 from harness.store.analyze import Analysis, analyze_run
 from harness.store.frames import write_frames
 from harness.store.rundir import RunDirectory
 from harness.traffic.generator import Generator, make_generators
+from harness.vm.argv import MachineSpec
 from harness.vm.trace import trace_events
 
-__all__ = ["Recording"]
+__all__ = ["Recording", "Respec"]
+
+Respec = Callable[[MachineSpec], MachineSpec]
+"""What makes another machine of the destination's description."""
 
 
 class Recording:
@@ -112,7 +116,7 @@ class Recording:
         self._summaries += await traffic.stop(self._directory.path / "traffic", drain_s=drain_s, deadline=deadline)
         self.figures["records_s"] = time.monotonic() - began - drain_s
 
-    async def migrate(self, plan: MigrationPlan, *, deadline: Deadline) -> MigrationRecord:
+    async def migrate(self, plan: MigrationPlan, *, deadline: Deadline, respec: Respec | None = None) -> MigrationRecord:
         """Migrate the mobile guest (or stop and continue it, as the plan says). `MigrationError` when it ends in another way than planned."""
         if self._migrations:
             raise TestbedError("a recording holds one migration", hint="begin a new block of traffic for the next one")
@@ -121,11 +125,11 @@ class Recording:
             await self._watch("destination", port)
 
         began, began_ns = time.monotonic(), time.time_ns()
-        source, known = self._lab.mobile.spec.name, len(self._lab.machines)
-        record = await self._lab.migrate(plan, deadline=deadline, capture=capture)
+        source, known = self._lab.mobile.spec.name, set(self._lab.machines)
+        record = await self._lab.migrate(plan, deadline=deadline, capture=capture, respec=respec)
         self.figures["migration_s"] = time.monotonic() - began
         self.notes += record.notes
-        names = (source, *(machine.spec.name for machine in self._lab.machines[known:]))
+        names = (source, *(machine.spec.name for machine in self._lab.machines if machine not in known))
         self._ended, self._stop_point = record.ended, record.stop_point
         self._migrations.append(self._facts_of(record, plan, began_ns, names))
         if record.failure:
@@ -198,7 +202,7 @@ class Recording:
 
     def _facts_of(self, record: MigrationRecord, plan: MigrationPlan, began_ns: int, names: tuple[str, ...]) -> MigrationFacts:
         begin = self._lab.timeline.find("migrate", source="harness", after_ns=began_ns)
-        moved = record.status == "completed" and plan.mode is not MigrationMode.STOP_CONT
+        moved = record.moved
 
         undelivered = stranded = passed = None
         if record.stop_point is not None:
@@ -213,7 +217,8 @@ class Recording:
         return MigrationFacts(
             mode=plan.mode, mechanism=plan.mechanism, source=names[0] if len(names) > 1 else "", destination="".join(names[1:2]),
             capabilities=plan.capabilities, parameters=plan.parameters,
-            status=record.status, statuses=record.statuses, info=record.info, migrate_ns=begin.t_ns if begin else None,
+            status=record.status, statuses=record.statuses, info=record.info, moved=moved, transport=plan.transport, tls=plan.tls,
+            destination_info=record.destination_info, migrate_ns=begin.t_ns if begin else None,
             stop_ns=record.stop_ns, resume_ns=record.resume_ns, completed_ns=record.completed_ns,
             undelivered_file=undelivered, undelivered_reason=record.undelivered_reason, stranded_file=stranded,
             passed_file=passed, survivor=record.survivor,
@@ -229,7 +234,7 @@ class Recording:
         side = self._lab.mobile_side
         if side is None or self._migrations[-1:] == [] or side.port is not self._ports["source"]:
             return
-        if self._migrations[-1].status != "completed" or self._migrations[-1].mode == MigrationMode.STOP_CONT:
+        if not self._migrations[-1].moved:
             return
         dropped = sum(counter.count for counter in self._counters if counter.place == "source-tap")
         try:

@@ -36,6 +36,7 @@ from harness.traffic.witness import require_programs
 from harness.vm.discovery import discover
 from harness.vm.image import GuestImage, build_image, load_image
 from harness.vm.migration_devices import nic_properties, slow_device
+from harness.vm.nic import guest_nic_properties
 from harness.vm.warm import state_uri
 
 __all__ = ["RunOptions", "prepare", "run_scenario"]
@@ -64,14 +65,18 @@ async def prepare(scenario: Scenario, *, options: RunOptions, progress: Progress
     accelerator, reason = await choose_accelerator(
         scenario.accelerator, argv_prefix=source.argv_prefix, cache=options.cache
     )
+    check_plan(plan, scenario=scenario, source=features[0], destination=features[-1], accelerator=accelerator)
     image = await _image(scenario, options, progress)
     return LabSettings(
         source=source, destination=destination, accelerator=accelerator, accelerator_reason=reason, image=image, cache=options.cache,
-        memory=scenario.guest.memory, shared_memory=scenario.guest.shared_memory, vcpus=scenario.guest.vcpus, machine=scenario.guest.machine,
+        memory=scenario.guest.memory, vcpus=scenario.guest.vcpus, machine=scenario.guest.machine,
         cpu=scenario.guest.cpu, peer=scenario.network.peer, mtu=scenario.network.mtu, queues=scenario.network.queues,
         vhost=scenario.network.vhost, management=scenario.guest.management,
+        shared_memory=scenario.guest.shared_memory, aux_ram_share=all(side.has("cpr-transfer") for side in features), disk=scenario.guest.disk,
+        dirty_mib_s=scenario.guest.dirty_mib_s, dirty_mib=scenario.guest.dirty_mib,
         static_neighbours=scenario.network.static_neighbours, destination_port=scenario.network.destination_port,
         enabled_queues=scenario.network.enabled_queues, nic_properties=nic_properties(scenario.network)[0],
+        guest_nic_properties=guest_nic_properties(scenario.network), topology=scenario.network.topology,
         destination_nic_properties=nic_properties(scenario.network)[1], migration_devices=slow_device(scenario.guest.slow_device),
         cold=options.cold, state_uri=state_uri(features[0]), migration_properties=scenario.qemu.migration_properties,
     )  # fmt: skip

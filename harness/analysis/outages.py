@@ -99,9 +99,13 @@ def network_downtime(outages: Sequence[Outage], *, windows: Sequence[StopWindow]
     return max(mine, key=lambda outage: outage.duration_ns, default=None)
 
 
-def delays(ledger: Ledger) -> Delays | None:
-    """`None` when no delivered packet was captured."""
+def delays(ledger: Ledger, *, begin_ns: int | None = None, end_ns: int | None = None) -> Delays | None:
+    """Of the packets sent from `begin_ns` on and before `end_ns`. `None` when no delivered packet was captured."""
     known = (ledger.host_sent_ns != NEVER) & (ledger.delivered_ns != NEVER)
+    if begin_ns is not None:
+        known &= ledger.host_sent_ns >= begin_ns
+    if end_ns is not None:
+        known &= ledger.host_sent_ns < end_ns
     values = ledger.delivered_ns[known] - ledger.host_sent_ns[known]
     if not values.size:
         return None

@@ -18,6 +18,7 @@ from harness import __version__
 from harness.cache import cache_dir
 from harness.cli import bisecting, history
 from harness.cli.bundle_app import register as register_bundles
+from harness.cli.matrix import register as register_matrix
 from harness.cli.progress import reporting
 from harness.cli.report_app import register as register_report
 from harness.cli.waiting import run_to_end as _run
@@ -43,6 +44,7 @@ app.add_typer(image_app, name="image")
 app.add_typer(qemu_app, name="qemu")
 history.register(app)
 bisecting.register(app)
+register_matrix(app)
 
 Json = Annotated[bool, typer.Option("--json", help="JSON on standard output, nothing else.")]
 Results = Annotated[Path | None, typer.Option("--results", help="Where run directories go.", envvar="SWITCHOVER_RESULTS")]
@@ -105,6 +107,7 @@ def run(
 ) -> None:
     """Run scenarios: boot a pair, migrate it under traffic, account for every packet."""
     from harness.cli.comparing import run_scenarios
+    from harness.report.postcopy import postcopy_table
     from harness.report.table import campaign_table, run_table
 
     with reporting(quiet=json) as progress:
@@ -120,6 +123,8 @@ def run(
         print("\n\n".join(run_table(result) for result in found))
         if len(found) > 1:
             print("\n" + campaign_table(found))
+        if waits := postcopy_table(found):
+            print("\n" + waits)
         for _, path in done:
             print(f"{path}")
     raise typer.Exit(_failed(failures) or _exit_code(found))

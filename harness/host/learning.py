@@ -65,6 +65,10 @@ class BridgeWatch:
         self._thread = threading.Thread(target=self._listen, name="bridge-watch", daemon=True)
         self._thread.start()
 
+    def forget(self, *, before_ns: int) -> None:
+        """Drop the events before that time."""
+        del self.events[: next((n for n, event in enumerate(self.events) if event.t_ns >= before_ns), len(self.events))]
+
     def close(self) -> None:
         """Stop listening. May be called again."""
         self._ending.set()

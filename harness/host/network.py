@@ -6,6 +6,11 @@
                                        `-- TAP of the destination machine
     management address           -- br1 -- management TAPs
 
+With two bridges (`Topology.TWO_BRIDGES`) br0 has the peer, and a veth to each of two others, on which the machines are by turns::
+
+    peer -- br0 -- link-a -- br-a -- TAPs of m0, m2, ...
+                `- link-b -- br-b -- TAPs of m1, m3, ...
+
 Everything is made in the lab's own namespaces through pyroute2 and goes with them.
 """
 
@@ -23,11 +28,15 @@ from harness.errors import TestbedError
 from harness.host.bridge import BridgeControl, PortFlags, port_message
 from harness.host.learning import BridgeWatch
 from harness.host.warden import Warden
+from harness.model.scenario import Topology
 
-__all__ = ["MANAGEMENT_HOST", "Network", "Port", "PortCounters"]
+__all__ = ["MANAGEMENT_HOST", "MANAGEMENT_HOST6", "Network", "Port", "PortCounters"]
 
 BRIDGE, MANAGEMENT_BRIDGE = "br0", "br1"
+HOST_BRIDGES = ("br-a", "br-b")
 MANAGEMENT_HOST = "10.78.0.1"
+MANAGEMENT_HOST6 = "fd78::1"
+_IFA_F_NODAD = 0x02
 TAP_QUEUE_FRAMES = 10_000
 """`txqueuelen` of every TAP: frames that arrive while nobody reads must wait, not be dropped, for seconds."""
 
@@ -59,12 +68,13 @@ class Network:
     """Builds and changes the lab's network. Use as an asynchronous context manager."""
 
     def __init__(self, warden: Warden) -> None:
-        self._warden = warden
+        self._warden = self.warden = warden
         self._route: AsyncIPRoute | None = None
         self._control: BridgeControl | None = None
         self._ports: list[Port] = []
         self._bridges: dict[str, int] = {}
         self._mtu = 1500
+        self._topology = Topology.ONE_BRIDGE
 
     async def __aenter__(self) -> Network:
         return self
@@ -72,9 +82,11 @@ class Network:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def start(self, *, mtu: int = 1500) -> None:
-        """Bring up loopback and both bridges."""
+    async def start(self, *, mtu: int = 1500, topology: Topology = Topology.ONE_BRIDGE) -> None:
+        """Bring up loopback and the bridges."""
         self._mtu = mtu
+        self._topology = topology
+        hosts = HOST_BRIDGES if topology is Topology.TWO_BRIDGES else ()
         # The lab's own ports are wires: without IPv6 they send nothing of their own.
         await self._warden.sysctl({"ipv6/conf/default/disable_ipv6": 1})
         sock = await self._netlink_socket()
@@ -82,13 +94,19 @@ class Network:
         await self._route.setup_endpoint()
         self._control = BridgeControl(await self._netlink_socket())
         await self._route.link("set", index=1, state="up")
-        for name in (BRIDGE, MANAGEMENT_BRIDGE):
+        for name in (BRIDGE, MANAGEMENT_BRIDGE, *hosts):
             await self._route.link(
                 "add", ifname=name, kind="bridge", br_stp_state=0, br_forward_delay=0, br_mcast_snooping=0
             )
             self._bridges[name] = await self.index_of(name)
             await self._route.link("set", index=self._bridges[name], state="up", mtu=mtu)
+        for name in hosts:
+            await self._join(BRIDGE, name)
         await self._route.addr("add", index=self._bridges[MANAGEMENT_BRIDGE], address=MANAGEMENT_HOST, prefixlen=24)
+        await self._warden.sysctl({f"ipv6/conf/{MANAGEMENT_BRIDGE}/disable_ipv6": 0, f"ipv6/conf/{MANAGEMENT_BRIDGE}/accept_dad": 0})
+        await self._route.addr(
+            "add", index=self._bridges[MANAGEMENT_BRIDGE], address=MANAGEMENT_HOST6, prefixlen=64, flags=_IFA_F_NODAD
+        )
 
     async def close(self) -> None:
         """Close the handles; the devices go with the namespaces."""
@@ -134,6 +152,33 @@ class Network:
         self._ports.append(port)
         await self._enslave(port, bridge, flags)
         return port
+
+    async def _join(self, one: str, other: str) -> None:
+        """A link between two bridges; its ends are ports, as any."""
+        ends = (f"{one}-{other}", f"{other}-{one}")
+        await self.route.link("add", ifname=ends[0], kind="veth", peer={"ifname": ends[1]})
+        for name, bridge in zip(ends, (one, other), strict=True):
+            port = Port(name, await self.index_of(name))
+            self._ports.append(port)
+            await self._enslave(port, bridge, None)
+
+    def remove(self, port: Port) -> None:
+        """Give up a port; a TAP goes when nobody else has it open."""
+        port.close()
+        if port in self._ports:
+            self._ports.remove(port)
+
+    def remove_named(self, name: str) -> None:
+        """As `remove`, for the port of that name, if there is one."""
+        for port in [port for port in self._ports if port.name == name]:
+            self.remove(port)
+
+    def bridge_of(self, machine: str) -> str:
+        """The bridge on which a machine's TAP belongs; `m0`, `m1`, ... are on the hosts' by turns, where there are any."""
+        number = machine.removeprefix("m")
+        if self._topology is Topology.ONE_BRIDGE or not number.isdigit():
+            return BRIDGE
+        return HOST_BRIDGES[int(number) % 2]
 
     async def _enslave(self, port: Port, bridge: str, flags: PortFlags | None) -> None:
         # The queue's length can only be set while the device is down, and a port forwards from "up" on.

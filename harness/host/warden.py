@@ -217,6 +217,14 @@ class Warden:
         _, (fd,) = await self.request("open", path=str(path), flags=flags)
         return os.fdopen(fd, "rb" if flags & os.O_ACCMODE == os.O_RDONLY else "r+b" if flags & os.O_RDWR else "wb")
 
+    async def exists(self, path: Path) -> bool:
+        """Whether something of that name is in the lab's scratch folder."""
+        try:
+            await self.request("stat", path=str(path))
+        except FileNotFoundError:
+            return False
+        return True
+
     async def unlink(self, path: Path) -> None:
         await self.request("unlink", path=str(path))
 
@@ -252,6 +260,14 @@ class Warden:
         if process.pid in self._early_exits:
             ended.set_result(self._early_exits.pop(process.pid))
         return process
+
+    def forget_ended(self) -> None:
+        """Close what programs wrote that have ended: nobody will ask for it any more."""
+        for pid, process in tuple(self._processes.items()):
+            if process.ended.done():
+                if process.output is not None:
+                    process.output.close()
+                del self._processes[pid]
 
     # -- plumbing
 

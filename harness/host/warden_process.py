@@ -182,6 +182,9 @@ class Warden:
         os.makedirs(request["path"], mode=0o700, exist_ok=True)
         return {}, []
 
+    def do_stat(self, request: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], list[int]]:
+        return {"size_bytes": os.stat(request["path"]).st_size}, []
+
     def do_unlink(self, request: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], list[int]]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(request["path"])

@@ -16,15 +16,16 @@ from harness.host.deadline import Deadline
 from harness.host.network import Network
 from harness.host.tap import read_queue
 from harness.migrate.account import StopPoint
+from harness.migrate.cancel import cancelled_on_the_way
 from harness.migrate.faults import FaultInjector, find_survivor
 from harness.migrate.mechanisms.base import Mechanism, Report, Side, SwitchContext
 from harness.migrate.watch import Watch
+from harness.migrate.ways import WayContext, make_way
 from harness.model.events import Event, Timeline
 from harness.model.fault import FaultPoint
 from harness.model.plan import MigrationPlan
-from harness.model.scenario import DestinationPort, MigrationMode
+from harness.model.scenario import DestinationPort
 from harness.vm.discovery import Features
-from harness.vm.machine import Machine
 from harness.vm.qmp import CommandRefusedError
 
 __all__ = ["EndedSide", "MigrationDriver", "MigrationRecord"]
@@ -54,9 +55,10 @@ class MigrationRecord:
     """What a migration came to. Times are host nanoseconds of QEMU's own events; None when there was none.
 
     `failure`: why it did not end as planned; empty if it did. `survivor`: "source", "destination", or "" when the guest runs nowhere.
-    `ended`: only after a fault. `stop_point`: where the source's guest stopped receiving (None when it can't be known;
-    `undelivered_reason` then says why). `source_frames`: what was sent to the source's TAP from there on; `stranded`: what was read
-    back from its queue, None when it was not read back (the migration did not complete, or the destination reads that queue now).
+    `ended`: only after a fault. `destination_info`: what the destination's own query-migrate said at the end. `stop_point`: where the
+    source's guest stopped receiving (None when it can't be known; `undelivered_reason` then says why). `source_frames`: what was sent to
+    the source's TAP from there on; `stranded`: what was read back from its queue, None when it was not read back (the guest did not move,
+    or the destination reads that queue now).
     """
 
     status: str
@@ -70,10 +72,16 @@ class MigrationRecord:
     undelivered_reason: str = ""
     source_frames: tuple[LiveFrame, ...] = ()
     stranded: tuple[bytes, ...] | None = None
+    destination_info: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = field(default=())
     failure: str = ""
     survivor: str = "destination"
     ended: tuple[EndedSide, ...] = ()
+
+    @property
+    def moved(self) -> bool:
+        """Whether the guest runs at the destination now."""
+        return self.survivor == "destination"
 
 
 class MigrationDriver:
@@ -99,7 +107,14 @@ class MigrationDriver:
         self._resumed: asyncio.Task[None] | None = None
         self._aborted = False
         self._faults = FaultInjector(plan.fault, source=source.machine, destination=destination.machine, event=self._event)
+        self._way = make_way(plan)
+        self._passage = WayContext(
+            plan=plan, source=source.machine, destination=destination.machine, warden=network.warden, deadline=deadline,
+            capabilities=tuple(dict.fromkeys((*plan.capabilities, *self._mechanism.capabilities, *self._needed_pause()))),
+            note=self._notes.append, event=self._event,
+        )  # fmt: skip
         self._early_stop: StopPoint | None = None
+        self._early_reason = ""
         self._stop_ns: int | None = None
         self._resume_ns: int | None = None
         self._statuses: list[tuple[str, int]] = []
@@ -109,24 +124,19 @@ class MigrationDriver:
 
     async def run(self) -> MigrationRecord:
         """Carry the plan out; the record says whether it ended as planned. `TestbedError` when nobody can say how it ended."""
-        source, destination = self._source.machine, self._destination.machine
         unsubscribe = self._timeline.subscribe(self._observe)
         try:
-            await self._set_up(source, destination)
+            await self._way.listen(self._passage)
+            if own := self._mechanism.source_parameters(features=self._context.source_features):
+                await self._source.machine.qmp.command("migrate-set-parameters", **own)
             await self._mechanism.prepare(self._context)
             await self._source.account.look()
             with Watch(self._timeline) as watch:
                 self._event("migrate", {"mechanism": self._plan.mechanism, "mode": self._plan.mode})
-                await source.qmp.command("migrate", uri=self._uri())
-                if self._plan.mode is MigrationMode.POSTCOPY:
-                    await source.qmp.command("migrate-start-postcopy")
-                canceller = asyncio.ensure_future(self._cancel_later())
+                await self._way.begin(self._passage)
                 follow = self._follow(watch)
-                try:
+                async with cancelled_on_the_way(self._plan, self._source.machine, event=self._event):
                     status = await (self._outlive(follow) if self._faults.planned else self._unless_dead(follow))
-                finally:
-                    canceller.cancel()
-                    await asyncio.gather(canceller, return_exceptions=True)
             await self._faults.finish()
             wanted = "cancelled" if self._plan.cancels else "completed"
             info = await self._final_info(status)
@@ -153,34 +163,15 @@ class MigrationDriver:
 
     # -- the steps
 
-    async def _set_up(self, source: Machine, destination: Machine) -> None:
-        capabilities = dict.fromkeys((*self._plan.capabilities, *self._mechanism.capabilities), True)
-        capabilities["events"] = True
-        if self._plan.mode is MigrationMode.POSTCOPY:
-            capabilities["postcopy-ram"] = True
-        if self._plan.pauses or self._mechanism.needs_pause:
-            capabilities["pause-before-switchover"] = True
-        capabilities |= dict.fromkeys(self._plan.only_at_source, True)
-        for machine in (source, destination):
-            off = () if machine is source else self._plan.only_at_source
-            wanted = [{"capability": name, "state": state and name not in off} for name, state in capabilities.items()]
-            await machine.qmp.command("migrate-set-capabilities", capabilities=wanted)
-            if self._plan.parameters:
-                await machine.qmp.command("migrate-set-parameters", **self._plan.parameters)
-        if own := self._mechanism.source_parameters(features=self._context.source_features):
-            await source.qmp.command("migrate-set-parameters", **own)
-        await destination.qmp.command("migrate-incoming", uri=self._uri())
-
-    def _uri(self) -> str:
-        if self._plan.transport == "tcp":
-            return f"tcp:127.0.0.1:{4444 + self._source.port.ifindex}"
-        return f"unix:{self._destination.machine.scratch(f'{self._destination.machine.spec.name}.migrate')}"
+    def _needed_pause(self) -> tuple[str, ...]:
+        return ("pause-before-switchover",) if self._mechanism.needs_pause else ()
 
     def _observe(self, event: Event) -> None:
         """Called within the event's arrival, since the bridge must follow the guest at once."""
         if event.name == "STOP" and event.source == self._source.machine.role:
             self._stop_ns = self._context.stop_ns = self._stop_ns or event.t_ns
-            if self._destination_port is DestinationPort.AT_RESUME and not self._mechanism.steers_bridge:
+            at_resume = self._destination_port is DestinationPort.AT_RESUME
+            if at_resume and self._way.moves and not self._mechanism.steers_bridge:
                 # Learning only: the destination's announcement leaves with its RESUME, sooner than we could react to that.
                 self._network.set_port(self._destination.port, PortFlags(learning=True, flooding=False))
         elif event.name == "RESUME" and event.source == self._destination.machine.role:
@@ -210,11 +201,15 @@ class MigrationDriver:
                 await self._paused()
             elif status in _ENDED or (status == "postcopy-paused" and self._faults.planned):
                 break
-        if status == "completed" and self._plan.start_after_ms is not None:
-            await asyncio.sleep(self._plan.start_after_ms / 1000)
-            await self._destination.machine.qmp.command("cont")
-        if status == "completed" and self._resume_ns is None and self._destination.machine.process.returncode is None:
-            await self._wait_for_resume(watch)
+            else:
+                await self._way.status(self._passage, status)
+        if status == "completed":
+            await self._way.arrive(self._passage)
+            if self._plan.start_after_ms is not None:
+                await asyncio.sleep(self._plan.start_after_ms / 1000)
+                await self._destination.machine.qmp.command("cont")
+            if self._way.moves and self._resume_ns is None and self._destination.machine.process.returncode is None:
+                await self._wait_for_resume(watch)
         return status
 
     async def _wait_for_resume(self, watch: Watch) -> None:
@@ -228,9 +223,9 @@ class MigrationDriver:
         """The source waits in pre-switchover: hold, let the mechanism work, go on (or cancel)."""
         stop_ns = self._stop_ns or time.time_ns()
         await self._mechanism.stopped(self._context, stop_ns=stop_ns)
-        if self._faults.planned:
-            # A source that is going to die can't be asked then; it costs nothing where timings are not what is asked for.
-            self._early_stop, _ = await self._evidence_of_the_ring()
+        if self._faults.planned or self._plan.source_memory_ends:
+            # A source that is going to die, or whose memory becomes another's, can't be asked then.
+            self._early_stop, self._early_reason = await self._stop_point()
         remaining_s = self._plan.hold_ms / 1000 - (time.time_ns() - stop_ns) / 1e9
         if remaining_s > 0:
             await asyncio.sleep(remaining_s)
@@ -251,12 +246,6 @@ class MigrationDriver:
             if not self._faults.planned:  # else the migration may have failed already
                 raise
         await self._faults.reached(FaultPoint.SWITCHOVER)
-
-    async def _cancel_later(self) -> None:
-        if self._plan.cancel_after_ms is not None:
-            await asyncio.sleep(self._plan.cancel_after_ms / 1000)
-            self._event("cancel", {})
-            await self._source.machine.qmp.command("migrate_cancel")
 
     async def _unless_dead(self, work: Coroutine[Any, Any, str]) -> str:
         """Await `work`, unless one of the two machines dies first.
@@ -340,23 +329,28 @@ class MigrationDriver:
     async def _conclude(self, status: str, info: dict[str, Any], failure: str) -> MigrationRecord:
         stop, reason = None, "the source runs on"
         stranded: tuple[bytes, ...] | None = None
-        if status == "completed":
+        moved = status == "completed" and self._way.moves
+        destination_info: dict[str, Any] = {}
+        if moved:
             if self._resumed is not None:
                 await self._resumed
             stop, reason = await self._evidence_of_the_ring()
             await self._follow_the_account(stop)
             self._context.stop_point = stop
+            destination_info = await self._destination.machine.qmp.command("query-migrate")
         report = await self._mechanism.finish(self._context)
-        if status == "completed":
+        if moved:
             stranded = await self._close_source()
+        elif self._stop_ns is not None:
+            self._source.account.suspend("its machine was stopped and went on since the account began")
         return MigrationRecord(
             status=status, statuses=tuple(self._statuses), info=info, stop_ns=self._stop_ns,
-            resume_ns=self._resume_ns if status == "completed" else self._source_resume_ns(),
+            resume_ns=self._resume_ns if moved else self._source_resume_ns(),
             completed_ns=next((t for name, t in self._statuses if name in _ENDED), None),
             report=report, stop_point=stop, undelivered_reason=reason,
             source_frames=tuple(self._source.live.frames(first=stop.first_undelivered)) if stop is not None else (),
-            stranded=stranded, notes=tuple(self._notes), failure=failure,
-            survivor="destination" if status == "completed" else "source",
+            stranded=stranded, destination_info=destination_info, notes=tuple(self._notes), failure=failure,
+            survivor="destination" if moved else "source",
         )
 
     async def _conclude_fault(self, status: str, info: dict[str, Any]) -> MigrationRecord:
@@ -412,6 +406,11 @@ class MigrationDriver:
 
     async def _evidence_of_the_ring(self) -> tuple[StopPoint | None, str]:
         """Where the source's guest stopped receiving. Asked after the switchover, so that asking costs no downtime."""
+        if self._plan.source_memory_ends:
+            return self._early_stop, self._early_reason
+        return await self._stop_point()
+
+    async def _stop_point(self) -> tuple[StopPoint | None, str]:
         try:
             return await self._source.account.at_stop(stop_ns=self._stop_ns or 0), ""
         except SwitchoverError as error:

@@ -40,6 +40,10 @@ class Timeline:
         for subscriber in tuple(self._subscribers):
             subscriber(event)
 
+    def forget(self, *, before_ns: int) -> None:
+        """Drop the events before that time."""
+        self._events = [event for event in self._events if event.t_ns >= before_ns]
+
     def subscribe(self, subscriber: Callable[[Event], None]) -> Callable[[], None]:
         """Call `subscriber` with every further event; the returned function ends that."""
         self._subscribers.append(subscriber)

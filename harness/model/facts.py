@@ -41,6 +41,7 @@ class CounterFacts(_Facts, frozen=True, kw_only=True):
 class MigrationFacts(_Facts, frozen=True, kw_only=True):
     """One migration as QEMU told it; times are host nanoseconds. Frame files are relative to the run directory.
 
+    `moved`: whether the guest is at the destination afterwards; `destination_info`: that machine's own query-migrate.
     `undelivered_file`: frames sent to the source's TAP that its guest did not get, in order; `stranded_file`: those read
     back from the TAP's queue after the source's end; `passed_file`: those that a mechanism carried over. `source` and `destination` name
     the machines (`trace-NAME.jsonl`); empty: there was one machine, or the run is older than this field. `deaths`: when a machine
@@ -57,6 +58,10 @@ class MigrationFacts(_Facts, frozen=True, kw_only=True):
     status: str
     statuses: tuple[tuple[str, int], ...] = ()
     info: dict[str, Any] = {}
+    moved: bool = True
+    transport: str = "unix"
+    tls: bool = False
+    destination_info: dict[str, Any] = {}
     migrate_ns: int | None = None
     stop_ns: int | None = None
     resume_ns: int | None = None

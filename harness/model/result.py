@@ -113,8 +113,8 @@ class StreamResult(_Record, frozen=True, kw_only=True):
     `network_downtime_ms` of a stream to the guest ends when the guest received, by its own clock mapped to the host's;
     `earliest_downtime_ms` when it could have, by captures and the RESUME event alone. `longest_gap_ms`, `outages` and `latency_ms` are
     by captures. `network_split`: the parts of the network downtime in milliseconds, whose sum is the downtime and one
-    sending interval. `estimates`: what each published formula makes of this stream, in milliseconds. `sent_by_phase` and
-    `lost_by_phase`: packets by the phase in which they were sent, phases without any left out.
+    sending interval. `estimates`: what each published formula makes of this stream, in milliseconds. `sent_by_phase`,
+    `lost_by_phase` and `latency_by_phase`: packets by the phase in which they were sent, phases without any left out.
     """
 
     name: str
@@ -137,6 +137,7 @@ class StreamResult(_Record, frozen=True, kw_only=True):
     earliest_downtime_ms: float | None = None
     network_split: dict[str, float] = {}
     sent_by_phase: dict[str, int] = {}
+    latency_by_phase: dict[str, Latency] = {}
     estimates: dict[str, float | None] = {}
 
 
@@ -227,7 +228,10 @@ class WitnessResult(_Record, frozen=True, kw_only=True):
 
 
 class MigrationResult(_Record, frozen=True, kw_only=True):
-    """What QEMU says of the migration; RAM figures are those of query-migrate."""
+    """What QEMU says of the migration; RAM figures are those of query-migrate.
+
+    `details`: the rest of what the source's query-migrate said at the end; `destination`: what the destination's did.
+    """
 
     mode: str
     capabilities: tuple[str, ...]
@@ -237,6 +241,10 @@ class MigrationResult(_Record, frozen=True, kw_only=True):
     setup_ms: float | None
     ram: dict[str, Any]
     statuses: tuple[tuple[str, int], ...]
+    transport: str = "unix"
+    tls: bool = False
+    details: dict[str, Any] = {}
+    destination: dict[str, Any] = {}
 
 
 class CaptureResult(_Record, frozen=True, kw_only=True):

@@ -17,19 +17,23 @@ __all__ = [
     "Cast",
     "DestinationPort",
     "Direction",
+    "DiskFormat",
     "GuestSection",
     "InjectSection",
     "MigrationMode",
     "MigrationSection",
     "NetworkSection",
+    "Obstacle",
     "Peer",
     "QemuSection",
     "Scenario",
     "SlowDeviceSection",
     "TcpMode",
     "TimingSection",
+    "Topology",
     "TrafficKind",
     "TrafficSection",
+    "Transport",
 ]
 
 
@@ -50,6 +54,43 @@ class MigrationMode(StrEnum):
     STOP_CONT = "stop-cont"
     PRECOPY = "precopy"
     POSTCOPY = "postcopy"
+    BACKGROUND_SNAPSHOT = "background-snapshot"
+    CPR_REBOOT = "cpr-reboot"
+    CPR_TRANSFER = "cpr-transfer"
+    CPR_EXEC = "cpr-exec"
+
+
+class Transport(StrEnum):
+    """What carries the migration stream."""
+
+    UNIX = "unix"
+    TCP = "tcp"
+    TCP6 = "tcp6"
+    FD = "fd"
+    EXEC = "exec"
+    FILE = "file"
+
+
+class DiskFormat(StrEnum):
+    NONE = "none"
+    RAW = "raw"
+    QCOW2 = "qcow2"
+
+
+class Topology(StrEnum):
+    """`two-bridges`: each machine on a bridge of its own, as on two hosts; a third one joins them and has the peer."""
+
+    ONE_BRIDGE = "one-bridge"
+    TWO_BRIDGES = "two-bridges"
+
+
+class Obstacle(StrEnum):
+    """What stands in the migration's way: a destination that is not what the source expects, or no room for the file."""
+
+    OTHER_MEMORY = "other-memory"
+    MISSING_DEVICE = "missing-device"
+    MISSING_FEATURE = "missing-feature"
+    FULL_DISK = "full-disk"
 
 
 class TrafficKind(StrEnum):
@@ -119,11 +160,12 @@ class SlowDeviceSection(_Section, frozen=True):
 class GuestSection(_Section, frozen=True):
     """`memory`: size such as "256M". `machine`: QEMU machine type. `kernel`, `modules`, `image`: instead of the shipped ones.
 
-    `shared_memory`: keep it in a file that source and destination both map (for the capability x-ignore-shared).
+    `shared_memory`: keep it in a file that a destination on the same host can map (for x-ignore-shared and cpr-transfer).
+    `disk`: a virtio disk of 64 MiB. `dirty_mib_s`: the guest writes to `dirty_mib` of its memory at this rate, so that precopy has
+    something to chase.
     """
 
     memory: Annotated[str, Meta(description='a size such as "256M"')] = "256M"
-    shared_memory: bool = False
     vcpus: Annotated[int, Meta(ge=1, le=16)] = 1
     machine: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]+$", description="a QEMU machine type such as q35")] = "q35"
     cpu: str | None = None
@@ -132,23 +174,31 @@ class GuestSection(_Section, frozen=True):
     image: str | None = None
     management: bool = True
     slow_device: SlowDeviceSection | None = None
+    shared_memory: bool = False
+    disk: DiskFormat = DiskFormat.NONE
+    dirty_mib_s: Annotated[float, Meta(ge=0, le=10_000)] = 0.0
+    dirty_mib: Annotated[int, Meta(ge=1, le=65_536)] = 64
 
 
 class NetworkSection(_Section, frozen=True):
     """`static_neighbours`: permanent ARP and ND entries, so that address resolution adds nothing of its own.
 
     `queues`: queue pairs of the NIC under test; `enabled_queues`: how many the guest uses (else what its driver chooses).
+    `packed`: virtio's packed rings; `mergeable`: receive buffers that are merged; `offloads`: checksums and segmentation left to others.
     `iterative_delta`: what virtio-iterative sends at the stop is only what changed; `iterative_control` (on the destination): reset the
     device after the setup's load, or load the stop's state twice.
     """
 
-    topology: Literal["one-bridge"] = "one-bridge"
+    topology: Topology = Topology.ONE_BRIDGE
     peer: Peer = Peer.GUEST
     mtu: Annotated[int, Meta(ge=1280, le=9000)] = 1500
     queues: Queues = 1
     enabled_queues: Queues | None = None
     iterative_delta: bool = False
     iterative_control: Literal["none", "reset", "twice"] = "none"
+    packed: bool = False
+    mergeable: bool = True
+    offloads: bool = True
     vhost: bool = False
     destination_port: DestinationPort = DestinationPort.AT_RESUME
     static_neighbours: bool = True
@@ -165,26 +215,32 @@ class QemuSection(_Section, frozen=True):
 class MigrationSection(_Section, frozen=True):
     """`hold_ms`: stay in pre-switchover for at least this long. `outage_ms`: how long `stop-cont` stops the guest.
 
-    `cancel_after_ms`: cancel so long after the start, if the guest has not moved by then. `only_at_source`: capabilities that stay off
-    at the destination. `start_after_ms`: the destination is started with `-S`, and told to go on so long after the migration completed.
+    `cancel_after_ms`: cancel so long after the start, if the guest has not moved by then. `cancel_at_percent`: cancel when so much of
+    the memory was sent. `tls`: encrypted, with keys made for the lab. `cut_after_ms`: in postcopy, cut the migration link so long after
+    the guest moved, and recover. `only_at_source`: capabilities that stay off at the destination. `start_after_ms`: the destination is
+    started with `-S`, and told to go on so long after the migration completed. `obstacle`: it is meant to fail on this.
     """
 
     mode: MigrationMode = MigrationMode.PRECOPY
-    transport: Literal["unix", "tcp"] = "unix"
+    transport: Transport = Transport.UNIX
+    tls: bool = False
     capabilities: tuple[str, ...] = ()
     parameters: dict[str, Any] = {}
     hold_ms: Annotated[float, Meta(ge=0, le=60_000)] = 0.0
     outage_ms: Annotated[float, Meta(ge=1, le=60_000)] = 100.0
     cancel_at_switchover: bool = False
     cancel_after_ms: Annotated[float, Meta(ge=0, le=600_000)] | None = None
+    cancel_at_percent: Annotated[float, Meta(gt=0, lt=100)] | None = None
+    cut_after_ms: Annotated[float, Meta(ge=0, le=60_000)] | None = None
     only_at_source: tuple[str, ...] = ()
     start_after_ms: Annotated[float, Meta(ge=0, le=60_000)] | None = None
     fault: FaultSection | None = None
+    obstacle: Obstacle | None = None
 
     @property
     def cancels(self) -> bool:
         """Whether the migration is meant to end cancelled."""
-        return self.cancel_at_switchover or self.cancel_after_ms is not None
+        return self.cancel_at_switchover or self.cancel_after_ms is not None or self.cancel_at_percent is not None
 
 
 class TrafficSection(_Section, frozen=True):

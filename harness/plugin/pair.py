@@ -32,7 +32,7 @@ from harness.model.scenario import (
 from harness.model.streams import plan_traffic
 from harness.model.traffic_rules import traffic_problems
 from harness.plugin.loop import LoopThread
-from harness.recording import Recording
+from harness.recording import Recording, Respec
 from harness.run import RunOptions, prepare
 from harness.store.rundir import RunDirectory
 from harness.traffic.witness import require_programs
@@ -230,16 +230,20 @@ class GuestPair:
             self._conclude()
 
     def migrate(
-        self, *, mechanism: str = "none", deadline_s: float = 60.0, **plan: Any
+        self, *, mechanism: str = "none", deadline_s: float = 60.0, respec: Respec | None = None, **plan: Any
     ) -> MigrationRecord:
-        """Migrate the mobile guest; keys as in a scenario's migration section (`mode`, `hold_ms`, `capabilities`, ...)."""
+        """Migrate the mobile guest; keys as in a scenario's migration section (`mode`, `hold_ms`, `capabilities`, ...).
+
+        `respec` changes the destination machine's description, for one that is not what the source expects.
+        """
         section = msgspec.convert(plan, MigrationSection)
         wanted = MigrationPlan.from_section(section, mechanism=mechanism)
-        check_plan(wanted, scenario=self._scenario, source=self.features[0], destination=self.features[1])
+        check_plan(wanted, scenario=self._scenario, source=self.features[0], destination=self.features[1],
+                   accelerator=self.lab.settings.accelerator)
         if self._recording is None:
-            work = self.lab.migrate(wanted, deadline=Deadline(deadline_s))
+            work = self.lab.migrate(wanted, deadline=Deadline(deadline_s), respec=respec)
         else:
-            work = self._recording.migrate(wanted, deadline=Deadline(deadline_s))
+            work = self._recording.migrate(wanted, deadline=Deadline(deadline_s), respec=respec)
         self.record = self._loop.run(work)
         if self.record.failure:
             raise MigrationError(self.record.failure)

@@ -12,7 +12,7 @@ from harness.analysis.announce import find_announcements, first_frame_ns
 from harness.analysis.columns import Capture, read_capture
 from harness.analysis.evidence import Captures, Death, DropCounter, Evidence, Fate, Place, StreamRecords
 from harness.analysis.ledger import Ledger, account
-from harness.analysis.outages import delays, find_outages, longest_gap_ns, network_downtime
+from harness.analysis.outages import Delays, delays, find_outages, longest_gap_ns, network_downtime
 from harness.analysis.phases import Milestones, Phase, phases, sent_by_phase
 from harness.analysis.records import RecordFile, RecordKind, read_records
 from harness.analysis.sightings import NEVER, StopWindow
@@ -194,7 +194,7 @@ def _milestones(facts: RunFacts, announced_ns: int | None) -> Milestones:
     return Milestones(
         start_ns=facts.traffic_start_ns, end_ns=facts.traffic_end_ns, migrate_ns=migration.migrate_ns,
         stop_ns=migration.stop_ns, resume_ns=migration.resume_ns,
-        announced_ns=announced_ns if migration.status == "completed" else migration.resume_ns,
+        announced_ns=announced_ns if migration.moved and migration.status == "completed" else migration.resume_ns,
         completed_ns=migration.completed_ns, postcopy=migration.mode == MigrationMode.POSTCOPY,
     )
 
@@ -219,9 +219,12 @@ def _stream_result(
             )
             for o in outages
         ),
-        latency_ms=None
-        if spread is None
-        else Latency(p50=ms(spread.p50_ns), p99=ms(spread.p99_ns), max=ms(spread.max_ns)),
+        latency_ms=None if spread is None else _latency(spread),
+        latency_by_phase={
+            str(phase.name): _latency(mine)
+            for phase in found
+            if (mine := delays(ledger, begin_ns=phase.start_ns, end_ns=phase.end_ns)) is not None
+        },
         ledger=LedgerClasses(
             delivered=counts.delivered, stranded_at_source=counts.stranded_at_source,
             dropped_by_host=counts.dropped_by_host, lost_in_qemu=counts.lost_in_qemu,
@@ -231,6 +234,10 @@ def _stream_result(
         lost_by_phase={str(p.phase): p.lost for p in by_phase if p.lost},
         sent_by_phase={str(p.phase): p.sent for p in by_phase if p.sent},
     )  # fmt: skip
+
+
+def _latency(spread: Delays) -> Latency:
+    return Latency(p50=ms(spread.p50_ns), p99=ms(spread.p99_ns), max=ms(spread.max_ns))
 
 
 def _sent_late_ms(ledger: Ledger, stream: UdpStream) -> float:
@@ -265,7 +272,9 @@ def _migration(facts: RunFacts) -> MigrationResult | None:
     return MigrationResult(
         mode=migration.mode, capabilities=migration.capabilities, parameters=migration.parameters,
         status=migration.status, total_ms=migration.info.get("total-time"), setup_ms=migration.info.get("setup-time"),
-        ram=dict(migration.info.get("ram", {})), statuses=migration.statuses,
+        ram=dict(migration.info.get("ram", {})), statuses=migration.statuses, transport=migration.transport,
+        tls=migration.tls, destination=migration.destination_info,
+        details={key: value for key, value in migration.info.items() if key not in ("ram", "status")},
     )  # fmt: skip
 
 

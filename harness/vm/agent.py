@@ -111,7 +111,7 @@ class GuestAgent:
         limit = deadline or Deadline(30.0)
         async with self._opened(path, "w", limit) as handle:
             await self._qmp.command(
-                "guest-file-write", deadline=limit, handle=handle, **{"buf-b64": base64.b64encode(content).decode()}
+                "guest-file-write", deadline=limit, handle=handle, buf_b64=base64.b64encode(content).decode()
             )
 
     async def read_until(self, path: str, done: Callable[[bytes], bool], *, awaited: str, deadline: Deadline) -> bytes:

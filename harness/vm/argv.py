@@ -6,7 +6,7 @@ from enum import IntEnum
 
 import msgspec
 
-__all__ = ["DEFERRED", "Descriptor", "MachineSpec", "NicSpec", "machine_argv"]
+__all__ = ["DEFERRED", "Descriptor", "DiskSpec", "MachineSpec", "NicSpec", "machine_argv"]
 
 DEFERRED = "defer"
 
@@ -56,12 +56,19 @@ class NicSpec(msgspec.Struct, frozen=True, kw_only=True):
     migration_properties: tuple[str, ...] = ()
 
 
+class DiskSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A virtio disk in a file; `format` is QEMU's word for it. Its node and its device are called "disk0"."""
+
+    path: str
+    format: str = "raw"
+
+
 class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything the command line depends on. `argv_prefix` starts the binary; `data_dirs` are firmware folders.
 
-    `memory_file`: a file that is the guest's memory, for a destination on the same host to open as well. `migration_devices`: test
-    devices without a side for the guest. `incoming`: where the guest comes from: `DEFERRED` until the monitor says it, or a saved
-    state (`harness.vm.warm.state_uri`).
+    `memory_file`: a file that is the guest's memory, for a destination on the same host to open as well; `aux_ram_share`: the rest of
+    its RAM blocks can be handed over too. `migration_devices`: test devices without a side for the guest. `incoming`: where the guest
+    comes from: `DEFERRED` until the monitor says it, or a saved state (`harness.vm.warm.state_uri`).
     """
 
     name: str
@@ -71,7 +78,6 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     machine: str = "q35"
     cpu: str = "qemu64"
     memory_mib: int = 256
-    memory_file: str | None = None
     vcpus: int = 1
     kernel: str
     initrd: str | None = None
@@ -79,6 +85,9 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     nics: tuple[NicSpec, ...] = ()
     incoming: str | None = None
     paused: bool = False
+    memory_file: str | None = None
+    aux_ram_share: bool = False
+    disk: DiskSpec | None = None
     traces: tuple[str, ...] = TRACES
     migration_devices: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
@@ -118,6 +127,14 @@ def _nic_argv(nic: NicSpec, fds: list[int]) -> list[str]:
     ]  # fmt: skip
 
 
+_RAM = "pc.ram"
+
+
+def _machine(spec: MachineSpec) -> str:
+    shared = f",memory-backend={_RAM}" if spec.memory_file is not None else ""
+    return spec.machine + shared + (",aux-ram-share=on" if spec.aux_ram_share else "")
+
+
 def machine_argv(spec: MachineSpec) -> list[str]:
     """The whole command line."""
     fds = tap_descriptors(spec)
@@ -126,7 +143,7 @@ def machine_argv(spec: MachineSpec) -> list[str]:
         "-name", spec.name,
         "-no-user-config", "-nodefaults",
         "-display", "none",
-        "-machine", spec.machine + (",memory-backend=ram" if spec.memory_file else ""),
+        "-machine", _machine(spec),
         "-accel", spec.accelerator,
         "-cpu", spec.cpu,
         "-smp", str(spec.vcpus),
@@ -143,7 +160,15 @@ def machine_argv(spec: MachineSpec) -> list[str]:
         "-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0",
     ]  # fmt: skip
     if spec.memory_file is not None:
-        argv += ["-object", f"memory-backend-file,id=ram,size={spec.memory_mib}M,mem-path={spec.memory_file},share=on"]
+        # The name of the default block: a state saved with private memory fits.
+        size = f"{spec.memory_mib}M"
+        argv += ["-object", f"memory-backend-file,id={_RAM},size={size},mem-path={spec.memory_file},share=on"]
+    if spec.disk is not None:
+        argv += [
+            # A drive with a name of its own, not only a node: block migration (until 9.0) finds disks by that.
+            "-drive", f"if=none,id=drive0,node-name=disk0,file={spec.disk.path},format={spec.disk.format}",
+            "-device", "virtio-blk-pci,id=disk0,drive=drive0",
+        ]  # fmt: skip
     if spec.initrd is not None:
         argv += ["-initrd", spec.initrd]
     for folder in spec.data_dirs:

@@ -46,6 +46,7 @@ class Machine:
         self.agent = GuestAgent(role, transcript=self._logs.agent)
         self.console: Console | None = None
         self._process: Process | None = None
+        self._ends: dict[Descriptor, socket.socket] = {}  # our ends of its sockets that were not connected to yet
 
     def __repr__(self) -> str:
         return f"Machine({self.spec.name!r}, {self.role})"
@@ -71,7 +72,12 @@ class Machine:
 
         `ProcessError` with QEMU's own words when it doesn't come up.
         """
-        ours: dict[Descriptor, socket.socket] = {}
+        await self.spawn(taps, state=state)
+        await self.connect(deadline=deadline)
+
+    async def spawn(self, taps: Mapping[str, Sequence[int]], *, state: Path | None = None) -> None:
+        """The first half of `start`: QEMU runs; nothing was said to it yet."""
+        ours = self._ends
         passed: dict[int, int] = {}
         theirs: list[socket.socket] = []
         for number in (Descriptor.QMP, Descriptor.CONSOLE, Descriptor.AGENT):
@@ -88,9 +94,12 @@ class Machine:
         finally:
             for end in theirs:
                 end.close()
-        self.console = Console(ours[Descriptor.CONSOLE], self._logs.console)
-        await self.unless_ended(self.qmp.attach(ours[Descriptor.QMP], deadline=deadline), what="did not start")
-        await self.agent.attach(ours[Descriptor.AGENT], deadline=deadline)
+        self.console = Console(ours.pop(Descriptor.CONSOLE), self._logs.console)
+
+    async def connect(self, *, deadline: Deadline) -> None:
+        """The second half of `start`: connect to monitor and agent."""
+        await self.unless_ended(self.qmp.attach(self._ends.pop(Descriptor.QMP), deadline=deadline), what="did not start")
+        await self.agent.attach(self._ends.pop(Descriptor.AGENT), deadline=deadline)
 
     async def unless_ended(self, work: Any, *, what: str) -> Any:
         """Await `work`, but raise `ProcessError` as soon as QEMU is gone."""
@@ -122,6 +131,14 @@ class Machine:
         await self.agent.detach()
         if self.console is not None:
             self.console.close()
+        while self._ends:
+            self._ends.popitem()[1].close()
+
+    def forget(self) -> None:
+        """Close the records of a machine that has ended."""
+        for file in (self._logs.qmp, self._logs.agent, self._logs.console):
+            if file is not None:
+                file.close()
 
     async def guest_memory(self, address: int, size_bytes: int) -> bytes:
         """Guest physical memory; consistent while the machine is stopped."""

@@ -73,20 +73,22 @@ class Qmp(QMPClient):
         except QMPError as error:
             raise TestbedError(f"{self.who} closed the connection before it greeted") from error
 
-    async def command(self, command: str, *, deadline: Deadline | None = None, **arguments: Any) -> Any:
-        """Execute a command; underscores in argument names stand for dashes.
+    async def command(self, command: str, *, deadline: Deadline | None = None, oob: bool = False, **arguments: Any) -> Any:
+        """Execute a command; underscores in argument names stand for dashes. `oob`: out of band, even while QEMU's main loop waits.
 
         `CommandRefusedError` when it is answered with an error, `DeadlineError` when it isn't answered, `TestbedError` when
         the connection is gone.
         """
         named = {key.replace("_", "-"): value for key, value in arguments.items() if value is not None}
-        return await self.call(command, named, deadline=deadline)
+        return await self.call(command, named, deadline=deadline, oob=oob)
 
-    async def call(self, command: str, named: dict[str, Any] | None = None, *, deadline: Deadline | None = None) -> Any:
+    async def call(
+        self, command: str, named: dict[str, Any] | None = None, *, deadline: Deadline | None = None, oob: bool = False
+    ) -> Any:
         """As `command`, for arguments whose names QEMU spells with underscores."""
         limit = deadline or Deadline(30.0)
         try:
-            return await limit.wait(self.execute(command, named or None), awaited=f"{self.who}'s answer to {command}")
+            return await limit.wait(self.execute(command, named or None, oob=oob), awaited=f"{self.who}'s answer to {command}")
         except ExecuteError as error:
             raise CommandRefusedError(command, named, error, self.who) from error
         except DeadlineError:

@@ -33,7 +33,9 @@ _LAYOUT_VERSION = 2
 
 def warm_key(spec: MachineSpec, *, qemu_build: str, image_digest: str) -> str:
     """Digest of everything that the state of a booted guest depends on."""
-    plain = msgspec.structs.replace(spec.of_the_guest(), name="warm", incoming=None, paused=False, traces=())
+    plain = msgspec.structs.replace(
+        spec.of_the_guest(), name="warm", incoming=None, paused=False, traces=(), memory_file=None, aux_ram_share=False
+    )
     cpu = platform.processor() or platform.machine()
     if spec.accelerator.startswith("kvm"):
         cpu = _host_cpu()

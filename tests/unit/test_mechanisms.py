@@ -10,7 +10,7 @@ from harness.migrate.checks import check_plan
 from harness.migrate.mechanisms import MECHANISMS, make_mechanism
 from harness.migrate.mechanisms.base import Mechanism
 from harness.model.plan import MigrationPlan
-from harness.model.scenario import KNOWN_MECHANISMS, GuestSection, MigrationMode, NetworkSection, Scenario
+from harness.model.scenario import KNOWN_MECHANISMS, MigrationMode, NetworkSection, Scenario
 from harness.vm.argv import MachineSpec, NicSpec, machine_argv
 from harness.vm.discovery import Features
 
@@ -20,7 +20,7 @@ EMPTY = Features(
     filter_properties={"filter-buffer": ("interval",), "filter-mirror": ("outdev",)}, trace_events=(), machines=(),
 )  # fmt: skip
 WHOLE = msgspec.structs.replace(
-    EMPTY, capabilities=("multifd", "netpass", "pause-before-switchover", "return-path", "x-ignore-shared"),
+    EMPTY, capabilities=("events", "multifd", "netpass", "pause-before-switchover", "return-path", "x-ignore-shared"),
     parameters=("backend-transfer",), netdev_options={"tap": ("incoming-fds",)},
     filter_properties={
         "filter-buffer": ("enable_when_stopped", "interval", "release"), "filter-mirror": ("enable_when_stopped", "outdev", "passed"),
@@ -54,7 +54,6 @@ REFUSED = [
     ("local-tap", {"transport": "tcp"}, "only a UNIX socket can carry"),
     ("local-tap", {"mode": MigrationMode.POSTCOPY}, "local-tap does not work in postcopy"),
     ("tap-handover", {"mode": MigrationMode.POSTCOPY}, "tap-handover does not work in postcopy"),
-    ("none", {"scenario": Scenario(name="x", guest=GuestSection(shared_memory=True))}, "map the same memory"),
     ("redirect", {"scenario": Scenario(name="x", network=NetworkSection(vhost=True))}, "vhost = true"),
     ("local-tap", {"scenario": Scenario(name="x", network=NetworkSection(vhost=True))}, "vhost = true"),
 ]
@@ -119,5 +118,5 @@ def test_a_mechanism_that_needs_nothing_leaves_the_machine_alone():
 
 def test_guest_memory_in_a_file_is_shared():
     argv = " ".join(machine_argv(msgspec.structs.replace(SPEC, memory_file="/dev/shm/a.ram")))
-    assert "-machine q35,memory-backend=ram" in argv
-    assert "-object memory-backend-file,id=ram,size=256M,mem-path=/dev/shm/a.ram,share=on" in argv
+    assert "-machine q35,memory-backend=pc.ram" in argv
+    assert "-object memory-backend-file,id=pc.ram,size=256M,mem-path=/dev/shm/a.ram,share=on" in argv

@@ -34,6 +34,8 @@ SHIPPED = {
 }  # fmt: skip
 COSTS = {"ack-never", "ack-off", "ack-on", "iterative-off", "iterative-full", "iterative-delta", "iterative-reset", "iterative-twice"}
 """Arms of campaigns about what a switchover's parts cost: no hold, and little traffic."""
+WAYS = {"ping-pong", "postcopy-waits"}
+"""For many migrations of one guest, and for postcopy's figures: no hold, and little traffic."""
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +80,7 @@ ONE_KEY = [
     ("[[traffic]]\nip = 4.0", "my.toml:3: traffic.0.ip = 4.0: must be 4 or 6"),
     ('[[traffic]]\ncast = "brodcast"',
      'my.toml:3: traffic.0.cast = "brodcast": must be "unicast" or "broadcast" or "multicast"\n  mend: did you mean \'broadcast\'?'),
-    ('[migration]\ntransport = "rdma"', 'my.toml:3: migration.transport = "rdma": must be "tcp" or "unix"'),
+    ('[migration]\ntransport = "rdma"', 'my.toml:3: migration.transport = "rdma": must be "unix" or "tcp" or "tcp6" or "fd" or "exec" or "file"'),
     ('[network]\nvhost = "on"', 'my.toml:3: network.vhost = "on": must be true or false'),
     ("[qemu]\nsource = 11.1", 'my.toml:3: qemu.source = 11.1: must be a string\n  mend: write it in quotes: "11.1"'),
     ('[qemu]\nsource = ""', 'my.toml:3: qemu.source = "": is no name and no path\n  mend: leave it out for the default'),
@@ -373,7 +375,7 @@ def test_a_wrong_setting(setting: str, message: str) -> None:
 
 
 def test_the_shipped_scenarios_are_those_of_the_manual() -> None:
-    assert set(shipped_scenarios()) == SHIPPED | COSTS
+    assert set(shipped_scenarios()) == SHIPPED | COSTS | WAYS
     assert not [name for name in SHIPPED | COSTS if f"`{name}`" not in MANUAL]
 
 
@@ -385,6 +387,14 @@ def test_the_manual_has_every_key_and_its_example_is_a_scenario() -> None:
     assert not [key for key in keys if f"`{key}`" not in MANUAL]
     example = MANUAL.split("The smallest useful one:\n")[1].split("\n## ")[0]
     assert load(textwrap.dedent(example)).mechanism == "tap-handover"
+
+
+@pytest.mark.parametrize("name", sorted(WAYS))
+def test_a_shipped_scenario_of_a_way(name: str) -> None:
+    scenario = load_scenario(name)
+    assert scenario.name == name
+    assert scenario.expect["ledger.unexplained"] == 0
+    assert scenario.migration.hold_ms == 0
 
 
 @pytest.mark.parametrize("name", sorted(SHIPPED))

@@ -14,4 +14,4 @@ class NoMechanism(Mechanism):
     """The control."""
 
     name: ClassVar[str] = "none"
-    modes: ClassVar[frozenset[MigrationMode]] = frozenset({MigrationMode.PRECOPY, MigrationMode.POSTCOPY})
+    modes: ClassVar[frozenset[MigrationMode]] = frozenset(MigrationMode)

@@ -1,0 +1,84 @@
+"""Cells of the matrix, each run as `switchover matrix` runs it: guests, networks, failures, versions. Its expectations are the test."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from harness.cache import cache_dir
+from harness.errors import EnvironmentLackError, UsageError
+from harness.matrix import BETWEEN, plan_matrix
+from harness.migrate.variety import FAILURES, VARIETY
+from harness.model.load import load_scenario
+from harness.pingpong import ping_pong
+from harness.run import RunOptions, run_scenario
+
+SMOKE = (
+    "cancel-at-50-percent", "cancel-at-switchover", "never-converges", "destination-dies-in-precopy", "source-dies-at-the-stop", "other-memory",
+    "missing-device", "disk-full", "wrong-tls-identity", "two-bridges", "ipv6-handover", "announce-5-rounds",
+)  # fmt: skip
+"""One of each kind; the others are for the nightly run. None of them needs a guest to be booted that other tests don't."""
+
+
+def marked(name: str, value: object):
+    if name in SMOKE:
+        return pytest.param(value, id=f"smoke-{name}")
+    return pytest.param(value, id=name, marks=pytest.mark.nightly)
+
+
+@pytest.fixture
+def options(request, tmp_path) -> RunOptions:
+    given = request.config.getoption("--switchover-results")
+    return RunOptions(results=Path(given) if given else tmp_path, cache=cache_dir(), cold=False)
+
+
+def passes(scenario, options) -> None:
+    try:
+        result, path = asyncio.run(run_scenario(scenario, options=options, progress=lambda _: None))
+    except EnvironmentLackError as lack:
+        pytest.skip(str(lack))
+    assert result.verdict == "pass", (path.name, result.expectations, result.notes)
+
+
+@pytest.mark.parametrize("trial", [marked(trial.name, trial) for trial in (*VARIETY, *FAILURES)])
+def test_the_cell_comes_to_what_it_must(request, options, trial):
+    passes(trial.scenario(source=request.config.getoption("--switchover-qemu")), options)
+
+
+PAIRS = [("system", "reference"), ("reference", "system"), ("system", "11.1"), ("11.1", "system"), ("10.0", "11.1"), ("11.1", "10.0")]
+SMOKE_PAIRS = [("system", "reference", "precopy-handover"), ("reference", "system", "postcopy")]
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "name"),
+    [
+        pytest.param(
+            *pair, trial.name, id=("smoke-" if (*pair, trial.name) in SMOKE_PAIRS else "") + "-".join((*pair, trial.name)),
+            marks=[] if (*pair, trial.name) in SMOKE_PAIRS else [pytest.mark.nightly],
+        )
+        for pair in PAIRS for trial in BETWEEN
+    ],
+)  # fmt: skip
+def test_from_version_to_version(options, source, destination, name):
+    try:
+        cells = asyncio.run(plan_matrix([source, destination], cache=cache_dir(), only=[f"versions-{name}"]))
+    except UsageError as error:
+        pytest.skip(str(error))
+    cell = next(cell for cell in cells if (cell.scenario.qemu.source, cell.scenario.qemu.destination) == (source, destination))
+    if cell.skip:
+        pytest.skip(cell.skip)
+    passes(cell.scenario, options)
+
+
+@pytest.mark.parametrize("times", [pytest.param(4, id="smoke-4"), pytest.param(50, id="50", marks=pytest.mark.nightly)])
+def test_there_and_back_again(request, tmp_path, times):
+    found = asyncio.run(
+        ping_pong(
+            load_scenario("ping-pong", settings=[f"qemu.{side}={request.config.getoption('--switchover-qemu')}" for side in ("source", "destination")]),
+            times=times, options=RunOptions(results=tmp_path, cache=cache_dir(), cold=False), progress=lambda _: None,
+        )
+    )  # fmt: skip
+    assert [each.number for each in found.rounds] == list(range(1, times + 1))
+    assert [problem for problem in found.problems() if times > 5 or "grew" not in problem] == []

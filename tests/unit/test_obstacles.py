@@ -1,0 +1,74 @@
+"""Obstacles, NICs of other kinds, two bridges: what they change, and what does not go with them."""
+
+from __future__ import annotations
+
+import pytest
+from test_modes import EVERYTHING
+
+from harness.errors import UsageError
+from harness.host.network import Network
+from harness.migrate.checks import check_plan
+from harness.migrate.obstacles import with_obstacle
+from harness.model.plan import MigrationPlan
+from harness.model.scenario import MigrationMode, NetworkSection, Obstacle, Scenario, Topology, Transport
+from harness.vm.argv import MachineSpec, NicSpec, machine_argv
+from harness.vm.nic import guest_nic_properties
+
+SPEC = MachineSpec(
+    name="m1", argv_prefix=("qemu",), accelerator="tcg", kernel="/k", traces=(),
+    nics=(NicSpec(id="net0", mac="52:54:00:77:00:02"), NicSpec(id="mgmt0", mac="52:54:00:78:00:02")),
+)  # fmt: skip
+
+
+def argv(obstacle: Obstacle | None) -> str:
+    return " ".join(machine_argv(with_obstacle(SPEC, obstacle)))
+
+
+def test_without_an_obstacle_the_destination_is_as_it_was():
+    assert with_obstacle(SPEC, None) is SPEC
+    assert with_obstacle(SPEC, Obstacle.FULL_DISK) is SPEC
+
+
+def test_each_obstacle_changes_what_the_source_will_not_find():
+    assert "-m 320M" in argv(Obstacle.OTHER_MEMORY)
+    assert "mgmt0" in argv(None)
+    assert "mgmt0" not in argv(Obstacle.MISSING_DEVICE)
+    assert "netdev=net0-netdev,mac=52:54:00:77:00:02,romfile=,mrg_rxbuf=off" in argv(Obstacle.MISSING_FEATURE)
+
+
+@pytest.mark.parametrize(
+    ("plan", "why"),
+    [
+        ({"obstacle": Obstacle.FULL_DISK}, "only a file can meet a full disk"),
+        ({"obstacle": Obstacle.OTHER_MEMORY, "cancel_at_percent": 5}, "meant to fail can't be cancelled"),
+    ],
+)
+def test_what_an_obstacle_does_not_go_with_is_refused(plan, why):
+    with pytest.raises(UsageError, match=why) as refusal:
+        check_plan(MigrationPlan(**plan), scenario=Scenario(name="x"), source=EVERYTHING, destination=EVERYTHING)
+    assert refusal.value.hint
+
+
+def test_a_full_disk_goes_with_a_file():
+    plan = MigrationPlan(obstacle=Obstacle.FULL_DISK, transport=Transport.FILE, mode=MigrationMode.PRECOPY)
+    check_plan(plan, scenario=Scenario(name="x"), source=EVERYTHING, destination=EVERYTHING)
+
+
+def test_nic_properties_are_those_that_differ():
+    assert guest_nic_properties(NetworkSection()) == ()
+    assert guest_nic_properties(NetworkSection(packed=True, mergeable=False)) == ("packed=on", "mrg_rxbuf=off")
+    assert {"csum=off", "guest_tso4=off", "host_tso6=off"} <= set(guest_nic_properties(NetworkSection(offloads=False)))
+
+
+def test_machines_are_on_the_hosts_bridges_by_turns():
+    network = Network(warden=None)  # type: ignore[arg-type]
+    assert [network.bridge_of(name) for name in ("m0", "m1", "peer")] == ["br0", "br0", "br0"]
+    network._topology = Topology.TWO_BRIDGES
+    assert [network.bridge_of(name) for name in ("m0", "m1", "m2", "peer")] == ["br-a", "br-b", "br-a", "br0"]
+
+
+def test_a_mechanism_that_steers_the_bridge_wants_one():
+    scenario = Scenario(name="x", network=NetworkSection(topology=Topology.TWO_BRIDGES))
+    check_plan(MigrationPlan(), scenario=scenario, source=EVERYTHING, destination=EVERYTHING)
+    with pytest.raises(UsageError, match="tap-handover works on one bridge"):
+        check_plan(MigrationPlan(mechanism="tap-handover"), scenario=scenario, source=EVERYTHING, destination=EVERYTHING)
