@@ -140,7 +140,7 @@ class MigrationDriver:
             await self._faults.finish()
             wanted = "cancelled" if self._plan.cancels else "completed"
             info = await self._final_info(status)
-            if status in ("failed", "cancelled") and source.process.returncode is None:
+            if status in ("failed", "cancelled") and self._source.machine.process.returncode is None:
                 await self._after_failure()
             failure = ""
             if status != wanted and not self._faults.planned:
