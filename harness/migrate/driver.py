@@ -254,9 +254,10 @@ class MigrationDriver:
         source's word, if it comes soon, tells more.
         """
         task = asyncio.ensure_future(work)
+        heard = self._while_heard(task)
         try:
             return str(await self._source.machine.unless_ended(
-                self._destination.machine.unless_ended(asyncio.shield(task), what="the destination died in the migration"),
+                self._destination.machine.unless_ended(heard, what="the destination died in the migration"),
                 what="the source died in the migration",
             ))
         except ProcessError:
@@ -269,6 +270,23 @@ class MigrationDriver:
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+    async def _while_heard(self, task: asyncio.Task[str]) -> str:
+        """The task's result; `TestbedError` when the source's monitor is lost, and so its events, while the source lives on."""
+        source = self._source.machine
+        lost = asyncio.ensure_future(source.qmp.lost())
+        try:
+            await asyncio.wait({task, lost}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                either: set[asyncio.Future[Any]] = {task, asyncio.shield(source.process.ended)}
+                await asyncio.wait(either, timeout=_SOURCES_WORD_S, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done() and source.process.returncode is None:
+                last = self._statuses[-1][0] if self._statuses else "none"
+                raise TestbedError(f"the source's monitor was lost in the migration: how it ended can't be known; status seen last: {last}")
+            return await asyncio.shield(task)
+        finally:
+            lost.cancel()
+            await asyncio.gather(lost, return_exceptions=True)
 
     async def _outlive(self, work: Coroutine[Any, Any, str]) -> str:
         """Await `work` through the planned death of a machine. Returns the last status, or `SOURCE_DIED`.

@@ -98,6 +98,11 @@ class Qmp(QMPClient):
         except QMPError as error:
             raise TestbedError(f"{self.who} can't be asked {command}: {error}") from error
 
+    async def lost(self) -> None:
+        """Returns when the connection, once made, is gone."""
+        while self.runstate == Runstate.RUNNING:
+            await self.runstate_changed()
+
     async def detach(self) -> None:
         """Close the connection; what happens to it then is of no interest any more."""
         if self.runstate != Runstate.IDLE:

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from harness.cache import cache_dir
-from harness.errors import EnvironmentLackError, UsageError
+from harness.errors import EnvironmentLackError, TestbedError, UsageError
 from harness.matrix import BETWEEN, plan_matrix
+from harness.migrate.mechanisms import MECHANISMS
+from harness.migrate.mechanisms.none import NoMechanism
 from harness.migrate.variety import FAILURES, VARIETY
 from harness.model.load import load_scenario
 from harness.pingpong import ping_pong
@@ -82,3 +84,31 @@ def test_there_and_back_again(request, tmp_path, times):
     )  # fmt: skip
     assert [each.number for each in found.rounds] == list(range(1, times + 1))
     assert [problem for problem in found.problems() if times > 5 or "grew" not in problem] == []
+
+
+def test_smoke_a_monitor_that_is_lost_is_named_at_once(guest_pair):
+    """The source goes on migrating, and nobody hears how it ends: no wait lasts to its deadline, and the lab is torn down all the same."""
+    source = guest_pair.lab.mobile
+
+    class Loses(NoMechanism):
+        async def prepare(self, context):
+            asyncio.get_running_loop().call_later(0.5, asyncio.ensure_future, source.qmp.detach())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MECHANISMS, "none", Loses)
+        with pytest.raises(TestbedError, match="the source's monitor was lost in the migration"):
+            guest_pair.migrate(parameters={"max-bandwidth": 1 << 20})
+    assert source.process.returncode is None
+
+
+@pytest.mark.nightly
+def test_four_pairs_at_once(options):
+    """Labs see nothing of one another, on however few processors: every packet of each is accounted for."""
+
+    async def together():
+        scenario = load_scenario("ping-pong", settings=["mechanism=tap-handover"])
+        return await asyncio.gather(*(run_scenario(scenario, options=options, progress=lambda _: None) for _ in range(4)))
+
+    results = [result for result, _ in asyncio.run(together())]
+    assert [(result.verdict, sum(stream.lost for stream in result.streams)) for result in results] == [("pass", 0)] * 4
+    assert len({result.run_id for result in results}) == 4
