@@ -7,7 +7,7 @@ import pytest
 from harness.migrate.trials import TRIALS, Trial
 
 RATE_PPS = 500
-SMOKE = ("tcp", "fd", "exec", "file", "multifd", "tls-authz", "postcopy-preempt", "postcopy-recover", "x-ignore-shared", "dirty-bitmaps")
+SMOKE = ("tcp", "fd", "exec", "file", "multifd", "tls-authz", "postcopy-preempt", "x-ignore-shared", "dirty-bitmaps")
 """One of each kind; the others are for the nightly run."""
 
 
