@@ -1,7 +1,8 @@
 """Make a scenario smaller while something about it stays true: pure, but for the question that is asked of each candidate.
 
 The sections of a scenario are not known here: lists (streams, NICs, capabilities) and tables (parameters) are found in the schema and
-reduced by delta debugging (Zeller's ddmin: the result has no entry that could still be left out); then every other key is put back
+reduced by delta debugging (Zeller's ddmin: the result has no entry that could still be left out), as are the second guest and the
+second NIC; then every other key is put back
 to its default, then numbers get smaller. A candidate that the schema or the rules refuse is never asked about.
 """
 
@@ -29,6 +30,8 @@ _KEPT: tuple[Way, ...] = (("name",), ("description",), ("qemu",), ("expect",), (
 _FLOORS = {"rate_pps": 20.0, "settle_s": 0.3, "tail_s": 0.3, "drain_s": 0.1, "hold_ms": 0.0, "outage_ms": 10.0, "size": 32}
 """Numbers that make a run longer or larger, with the least that is tried."""
 _HALVINGS = 4
+_LESS: dict[Way, Any] = {("network", "peer"): "namespace", ("guest", "management"): False}
+"""Where less than the default will do: no guest for a peer, no NIC but the one under test. Tried first, since it makes each run shorter."""
 
 
 class Budget:
@@ -88,6 +91,9 @@ async def minimise(scenario: Scenario, budget: Budget) -> Scenario:
     document: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(scenario))
     while True:
         before = dump_scenario(msgspec.convert(document, Scenario))
+        for way, value in _LESS.items():
+            if _at(document, way) != value:
+                document = await _instead(document, way, [value], budget)
         for way in list(_collections(document)):
             document = await _fewer(document, way, budget)
         for way, default in list(_departures(document)):
@@ -208,7 +214,7 @@ def _departures(document: dict[str, Any]) -> Iterator[tuple[Way, Any]]:
             if way[-1] in ("direction", "name", "kind"):
                 continue
             default = default if default is not None else TRAFFIC_DEFAULTS[TrafficKind(_at(document, way[:-1])["kind"])].get(str(way[-1]))
-        plain = not isinstance(value, list | dict)
+        plain = not isinstance(value, list | dict) and way not in _LESS
         if plain and default is not msgspec.UNSET and value != default and way[-1] not in _FLOORS:
             yield way, default
 

@@ -24,7 +24,7 @@ from harness.bundle.rule import ESCAPE, MOST_RUNS, SPARE, Conclusion, conclude, 
 from harness.cli.replay import plan_text, replay_text
 from harness.errors import EnvironmentLackError, TestbedError, UsageError
 from harness.model.result import Outcome, Verdict
-from harness.model.scenario import Direction, MigrationSection, Scenario, TimingSection, TrafficSection
+from harness.model.scenario import Direction, MigrationSection, Peer, Scenario, TimingSection, TrafficSection
 from harness.replay import execute, plan_replay, provide, shrink
 from harness.replay import plan as plan_module
 from harness.replay.here import Here, look_here, with_here
@@ -426,6 +426,13 @@ def test_whichever_one_of_each_is_needed_is_what_is_kept(stream, capability, par
     assert [section.name for section in small.traffic] == [stream]
     assert small.migration.capabilities == (capability,)
     assert list(small.migration.parameters) == [parameter]
+
+
+@pytest.mark.parametrize("nic", [True, False])
+@pytest.mark.parametrize("peer", list(Peer))
+def test_the_second_guest_and_the_second_nic_go_unless_they_are_needed(nic, peer):
+    small, _ = shrunk(wide(), lambda s: s.guest.management >= nic and (s.network.peer is peer or peer is Peer.NAMESPACE))
+    assert (small.guest.management, small.network.peer) == (nic, peer)
 
 
 def test_what_the_rules_refuse_is_never_asked_about():
