@@ -26,7 +26,12 @@ from harness.model.expect import expectation_answers
 from harness.model.result import Outcome, RunResult, Verdict
 from harness.store.rundir import RunDirectory
 
-__all__ = ["Finding", "Observation", "Sign", "SignKind", "finding_of", "holds", "needs_timing"]
+__all__ = ["Finding", "Observation", "Sign", "SignKind", "class_text", "finding_of", "holds", "needs_timing"]
+
+
+def class_text(name: str) -> str:
+    """A class of the ledger for people."""
+    return name.replace("_", " ").replace("qemu", "QEMU")
 
 
 class SignKind(StrEnum):
@@ -50,7 +55,7 @@ class Sign(msgspec.Struct, frozen=True):
             case SignKind.EXPECTATION:
                 return f"expectation not met: {self.key}"
             case SignKind.LOST:
-                return f"packets lost, most of them {self.key.replace('_', ' ')}"
+                return f"packets lost, most of them {class_text(self.key)}"
         return f"packets {self.kind}"
 
 

@@ -8,6 +8,7 @@ import msgspec
 from tabulate import tabulate
 
 from harness.builds import QemuRecipe
+from harness.bundle.finding import class_text
 from harness.bundle.format import SUFFIX
 from harness.bundle.write import Made
 from harness.model.result import Figure, RunResult
@@ -96,7 +97,7 @@ def _streams(result: RunResult) -> str:
     lines = [line.rstrip() for line in str(table).splitlines()]
     for stream in result.streams:
         classes = msgspec.structs.asdict(stream.ledger)
-        where = [f"{count} {name.replace('_', ' ')}" for name, count in classes.items() if name != "delivered" and count]
+        where = [f"{count} {class_text(name)}" for name, count in classes.items() if name != "delivered" and count]
         if where:
             lines.append(_wrap(f"{stream.name} lost: {', '.join(where)}", first="  ", rest="    "))
     return "\n".join(lines)

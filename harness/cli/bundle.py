@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -13,7 +12,8 @@ from harness.bundle.format import SUFFIX
 from harness.bundle.mail import mail_text
 from harness.bundle.scrub import Identity, identity_of_host
 from harness.cache import cache_dir
-from harness.errors import TestbedError, UsageError
+from harness.cli.reporting import written
+from harness.errors import UsageError
 from harness.model.units import parse_size
 from harness.resources import image_resources
 from harness.store.rundir import RunDirectory
@@ -55,13 +55,7 @@ def bundle(run: Path, *, others: Sequence[Path], output: Path | None, max_size: 
     target = output if output is not None else Path(f"{made.manifest.run_id}{SUFFIX}")
     if target.is_dir():
         target = target / f"{made.manifest.run_id}{SUFFIX}"
-    fresh = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        fresh.write_bytes(made.data)
-        fresh.replace(target)
-    except OSError as error:
-        fresh.unlink(missing_ok=True)
-        raise TestbedError(f"{target} can't be written: {error.strerror}") from error
+    written(made.data, target)
     return made, target
 
 

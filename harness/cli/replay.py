@@ -11,12 +11,11 @@ import msgspec
 import typer
 from tabulate import tabulate
 
-from harness.bundle import OpenedBundle, make_bundle, open_bundle
+from harness.bundle import OpenedBundle, open_bundle
 from harness.bundle.finding import Observation
-from harness.bundle.format import SUFFIX
 from harness.bundle.rule import Conclusion
 from harness.cache import cache_dir
-from harness.cli.bundle import host_identity, size_of
+from harness.cli.bundle import bundle, size_of
 from harness.errors import UsageError
 from harness.model.load import dump_scenario
 from harness.model.result import Figure, RunResult
@@ -148,18 +147,12 @@ def minimise(
     """Shrink a run's scenario and bundle the smallest run that shows the finding. Returns what came of it, the file and its size."""
     if most < 1:
         raise UsageError(f"--most {most}: at least one scenario has to be tried")
+    size_of(max_size)  # a word that is no size is no reason to have run for an hour
     original = RunDirectory.open(path)
     options = RunOptions(results=results, cache=cache_dir())
     shrunk: Shrunk = run(shrink(Observation.of_run(original), run=one_run(options, progress=lambda _: None), most=most, progress=progress))
-    smallest = RunDirectory.open(shrunk.run) if shrunk.run is not None else original
-    made = make_bundle(
-        smallest, identity=host_identity(smallest.path.absolute().parent), cache=cache_dir(), max_bytes=size_of(max_size),
-        minimised_from=original.run_id if shrunk.run is not None else "",
-    )  # fmt: skip
-    target = output or Path(f"{made.manifest.run_id}{SUFFIX}")
-    if target.is_dir():
-        target = target / f"{made.manifest.run_id}{SUFFIX}"
-    target.write_bytes(made.data)
+    smallest = shrunk.run if shrunk.run is not None else path
+    made, target = bundle(smallest, others=(), output=output, max_size=max_size, minimised_from=original.run_id if shrunk.run is not None else "")
     return shrunk, target, len(made.data)
 
 

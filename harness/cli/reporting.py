@@ -47,11 +47,11 @@ def _bundle(name: str, manifest: Manifest, finding: Finding) -> str:
     return "\n".join(lines)
 
 
-def written(text: str, target: Path) -> None:
-    """Write a text; the file appears whole or not at all."""
+def written(content: str | bytes, target: Path) -> None:
+    """Write a file; it appears whole or not at all."""
     fresh = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        fresh.write_text(text, encoding="utf-8")
+        fresh.write_bytes(content.encode() if isinstance(content, str) else content)
         fresh.replace(target)
     except OSError as error:
         with contextlib.suppress(OSError):

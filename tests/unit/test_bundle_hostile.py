@@ -679,6 +679,20 @@ def test_a_hostile_bundle_is_refused_in_one_line(name, sound, empty_place, monke
     assert "seal" not in said
 
 
+SOME = ("file: a bomb of 100 MB of zeros", "header: a symbolic link upwards", "scenario: a QEMU by its path", "patch: upwards", "texts: an escape in the log")
+
+
+@pytest.mark.parametrize("command", [["replay", "BUNDLE", "--yes", "--build"], ["report", "BUNDLE"], ["analyze", "BUNDLE"], ["analyze", "BUNDLE", "--json"]])
+@pytest.mark.parametrize("name", SOME)
+def test_every_command_that_takes_a_bundle_refuses_it_alike(name, command, sound, empty_place, monkeypatch, capsys):
+    archive = Archive(sound)
+    raw = HAND_MADE[name](archive)
+    if raw is None:
+        archive.list_members()
+        raw = pack(archive.entries())
+    refused(sealed(raw), empty_place, monkeypatch, capsys, command)
+
+
 def test_there_are_two_hundred_of_them():
     assert len(HAND_MADE) >= 200
 
