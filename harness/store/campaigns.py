@@ -107,11 +107,16 @@ def _relative(directory: str | None) -> str | None:
 def campaign_of(paths: Sequence[Path]) -> Campaign:
     """One campaign from run and campaign directories.
 
-    A single campaign directory is taken as it is. Everything else is grouped by what was run (scenario with all its
-    settings, QEMU builds, guest kernel and image, accelerator), in the order given; such runs were not made by turns.
+    A single campaign directory is taken as it is; several of the same arms are one campaign that was made in parts, and its
+    runs were made by turns. Everything else is grouped by what was run (scenario with all its settings, QEMU builds, guest kernel
+    and image, accelerator), in the order given; such runs were not made by turns.
     """
-    if len(paths) == 1 and (paths[0] / _FILE).is_file():
-        return CampaignDirectory(paths[0]).load()
+    if paths and all((path / _FILE).is_file() for path in paths):
+        parts = [CampaignDirectory(path).load() for path in paths]
+        if len(parts) == 1:
+            return parts[0]
+        if _same_arms(parts):
+            return _joined(parts)
     groups: dict[bytes, list[tuple[RunResult, Path]]] = {}
     for path in paths:
         if (path / _FILE).is_file():
@@ -131,6 +136,28 @@ def campaign_of(paths: Sequence[Path]) -> Campaign:
         for label, runs in zip(labels, groups.values(), strict=True)
     )
     return Campaign(arms=arms, interleaved=False)
+
+
+def _same_arms(parts: Sequence[Campaign]) -> bool:
+    """Whether each part has the arms of the first one: by their labels, and by what was run."""
+    if len({tuple(arm.label for arm in part.arms) for part in parts}) > 1 or not all(part.interleaved for part in parts):
+        return False
+    arms = zip(*(part.arms for part in parts), strict=True)
+    return all(len({_identity(run) for part in arm for run in part.runs}) <= 1 for arm in arms)
+
+
+def _joined(parts: Sequence[Campaign]) -> Campaign:
+    """The rounds of each part follow those of the one before it. Looks that a part was planned with say nothing of the whole."""
+    trials: list[list[Trial]] = [[] for _ in parts[0].arms]
+    rounds = 0
+    for part in parts:
+        for place, arm in enumerate(part.arms):
+            trials[place] += [msgspec.structs.replace(trial, round=rounds + trial.round) for trial in arm.trials]
+        rounds += max((trial.round + 1 for arm in part.arms for trial in arm.trials), default=0)
+    arms = tuple(Arm(label=arm.label, trials=tuple(found)) for arm, found in zip(parts[0].arms, trials, strict=True))
+    calibrations = [part.calibration for part in parts if part.calibration is not None]
+    coarsest = max(calibrations, key=lambda found: found.network_resolution_ms, default=None)
+    return Campaign(arms=arms, calibration=coarsest)
 
 
 def _identity(result: RunResult) -> bytes:

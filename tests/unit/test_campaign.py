@@ -174,6 +174,30 @@ def test_finished_runs_are_grouped_by_what_was_run(tmp_path):
     assert not found.interleaved
 
 
+def part_of(tmp_path: Path, *names: str, repeat: int) -> Path:
+    directory = CampaignDirectory.create(tmp_path)
+    plan = planned(*names, repeat=repeat)
+    asyncio.run(run_campaign(plan, options=options(directory.path), progress=print, runner=Fake(), directory=directory))
+    return directory.path
+
+
+def test_campaigns_of_the_same_arms_are_parts_of_one(tmp_path):
+    parts = [part_of(tmp_path, "udp-none", "null", repeat=repeat) for repeat in (2, 1, 3)]
+    found = campaign_of(parts)
+    assert found.interleaved
+    assert [each.label for each in found.arms] == ["udp-none", "null"]
+    assert [[trial.round for trial in each.trials] for each in found.arms] == [list(range(6))] * 2
+    assert [trial.directory for trial in found.arms[0].trials[2:3]] == [
+        trial.directory for trial in CampaignDirectory(parts[1]).load().arms[0].trials
+    ]
+
+
+@pytest.mark.parametrize("others", [("null", "udp-none"), ("udp-none", "null", "udp-netpass"), ("udp-none:migration.hold_ms=70", "null")])
+def test_campaigns_of_other_arms_are_not(tmp_path, others):
+    parts = [part_of(tmp_path, "udp-none", "null", repeat=1), part_of(tmp_path, *others, repeat=1)]
+    assert not campaign_of(parts).interleaved
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [('{"schema_version": 2}', "schema version 2"), ("{", "damaged"), ('{"schema_version": 1}', "damaged"), ("[]", "damaged")],
