@@ -221,20 +221,21 @@ class Recording:
             destination_info=record.destination_info, migrate_ns=begin.t_ns if begin else None,
             stop_ns=record.stop_ns, resume_ns=record.resume_ns, completed_ns=record.completed_ns,
             undelivered_file=undelivered, undelivered_reason=record.undelivered_reason, stranded_file=stranded,
-            passed_file=passed, survivor=record.survivor,
+            taken=record.stop_point.swallowed if record.stop_point is not None else None, passed_file=passed, survivor=record.survivor,
             deaths={ended.name: ended.died_ns for ended in record.ended if ended.died_ns is not None},
             figures={name: float(value) for name, value in record.report.figures.items()},
         )  # fmt: skip
 
     async def _count_what_qemu_lost(self) -> None:
-        """After the source's TAP was taken over: two machines read it, so no queue can be read back to tell who lost a frame.
+        """Where no queue can be read back to tell who lost a frame: two machines read the source's TAP, or the source runs on.
 
         But the frames that were sent to the TAP, less those it dropped and those that came to the guest's ring, were lost in QEMU.
         """
         side = self._lab.mobile_side
         if side is None or self._migrations[-1:] == [] or side.port is not self._ports["source"]:
             return
-        if not self._migrations[-1].moved:
+        last = self._migrations[-1]
+        if not last.moved and last.status not in ("cancelled", "failed"):
             return
         dropped = sum(counter.count for counter in self._counters if counter.place == "source-tap")
         try:

@@ -111,6 +111,10 @@ class Evidence:
     """Read back from a TAP after its machine had ended, or when the guest had left it for good."""
     swallowed: ProbeSet = frozenset()
     """Left the TAP's queue, but never reached the guest's ring (see `ring`)."""
+    parked: ProbeSet = frozenset()
+    """Those of `swallowed` that QEMU held when the source ended."""
+    purged: ProbeSet = frozenset()
+    """Those of `swallowed` that QEMU freed in its stop path: it read on behind them."""
     passed: ProbeSet = frozenset()
     """Carried over by a mechanism."""
     counters: tuple[DropCounter, ...] = ()

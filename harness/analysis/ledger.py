@@ -25,6 +25,9 @@ from harness.model.scenario import Direction
 # The kernel stamps packets on several processors: steps back by microseconds are usual and mean nothing.
 _CLOCK_STEP_NS = 1_000_000
 _CORRUPT = 0x10000
+_SWALLOWED = "QEMU took it from the TAP and never put it into the ring"
+_PARKED = f"parked: {_SWALLOWED}; it left the frames behind it unread, and ended"
+_PURGED = f"purged: {_SWALLOWED}, but read on behind it: its stop path freed it"
 
 
 class LedgerCounts(msgspec.Struct, frozen=True, kw_only=True):
@@ -261,9 +264,9 @@ class _Draft:
             self.decide(np.flatnonzero(answered), Fate.LOST_ON_RETURN, "the guest had it, no reply came back")
         stranded, swallowed = self._members(evidence.stranded), self._members(evidence.swallowed)
         self.decide(np.flatnonzero(stranded), Fate.STRANDED_AT_SOURCE, "read back from a TAP whose machine had ended")
-        self.decide(
-            np.flatnonzero(swallowed), Fate.LOST_IN_QEMU, "QEMU took it from the TAP and never put it into the ring"
-        )
+        for named, what in ((evidence.parked, _PARKED), (evidence.purged, _PURGED)):
+            self.decide(np.flatnonzero(self._members(named) & swallowed), Fate.LOST_IN_QEMU, what)
+        self.decide(np.flatnonzero(swallowed), Fate.LOST_IN_QEMU, _SWALLOWED)
         if self.stream.direction is not Direction.FROM_GUEST and self.taps_prove:
             for death in evidence.deaths:
                 self._take_death(death)

@@ -149,9 +149,10 @@ class FrameAccount:
     async def missing(self) -> int:
         """How many frames of one buffer each were sent since the account began and never came to the ring, all being quiet.
 
-        `TestbedError` when it can't be told.
+        Holds for a suspended account too: what the stop path freed is among them. `TestbedError` when it can't be told.
         """
-        if self._offset is None:
+        offset = self._suspended if self._offset is None else self._offset
+        if offset is None:
             raise TestbedError(f"what the guest of {self._machine.spec.name} received can't be told: {self.reason}")
         self._filter = await read_receive_filter(self._machine, nic=self._nic)
         before = self._tap.drain()
@@ -161,7 +162,7 @@ class FrameAccount:
             raise TestbedError("frames still arrive")
         if not self._countable:
             raise TestbedError("frames of several buffers passed, or more than the live capture keeps")
-        return (self._passed - rings[-1].used_index - self._offset) % _INDEX_MODULUS
+        return (self._passed - rings[-1].used_index - offset) % _INDEX_MODULUS
 
     def _begin(self, since: int) -> None:
         self._scanned = since

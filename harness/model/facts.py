@@ -46,7 +46,8 @@ class MigrationFacts(_Facts, frozen=True, kw_only=True):
     back from the TAP's queue after the source's end; `passed_file`: those that a mechanism carried over. `source` and `destination` name
     the machines (`trace-NAME.jsonl`); empty: there was one machine, or the run is older than this field. `deaths`: when a machine
     ("source", "destination") died with the guest in it; `abandoned_file`: what was read back at the end from the TAP of a destination
-    in which the guest runs no more. `survivor`: where it ran after the migration; empty: nowhere.
+    in which the guest runs no more. `survivor`: where it ran after the migration; empty: nowhere. `taken`: so many of the
+    undelivered frames, the first ones, the source had read from its TAP, by the TAP's own counter; None: not known.
     """
 
     mode: str
@@ -68,6 +69,7 @@ class MigrationFacts(_Facts, frozen=True, kw_only=True):
     completed_ns: int | None = None
     undelivered_file: str | None = None
     undelivered_reason: str = ""
+    taken: int | None = None
     stranded_file: str | None = None
     passed_file: str | None = None
     survivor: str = ""

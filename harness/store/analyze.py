@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,7 @@ from harness.store.costs import switchover_costs
 from harness.store.frames import probes_of, read_frames
 from harness.store.measure import measure
 from harness.store.rundir import RunDirectory
+from harness.store.swallowed import Swallowed, find_swallowed
 from harness.store.tcp import find_tcp
 from harness.store.witnesses import find_witnesses
 
@@ -73,7 +75,7 @@ def analyze_run(run: RunDirectory) -> Analysis:
     windows = tuple(
         StopWindow(stop_ns=m.stop_ns, resume_ns=m.resume_ns) for m in facts.migrations if m.stop_ns and m.resume_ns
     )
-    evidence = _evidence(run, facts, captures, windows)
+    evidence, swallowed = _evidence(run, facts, captures, windows)
     lost = [stream for stream in facts.streams if not (run.path / "traffic" / f"{stream.id}.sent.rec").exists()]
     kept = [stream for stream in facts.streams if stream not in lost]
     streams = [_stream_records(run, stream) for stream in kept]
@@ -100,7 +102,7 @@ def analyze_run(run: RunDirectory) -> Analysis:
         switchover_ack=costs.switchover_ack, announcements=_announcements(captures), clock=measures.clock_result(),
         marks=measures.mark_results(), calibration=facts.calibration,
         captures={n: CaptureResult(packets=c.packets, dropped=c.dropped) for n, c in facts.captures.items()},
-        figures={**facts.figures, **_mechanism_figures(facts), **costs.figures},
+        figures={**facts.figures, **_mechanism_figures(facts), **swallowed, **costs.figures},
         notes=(*facts.notes, *costs.notes, *problems, *tcp.notes, *_witness_notes(witnesses)),
     )  # fmt: skip
     verdict, failed = check_expectations(draft)
@@ -109,20 +111,14 @@ def analyze_run(run: RunDirectory) -> Analysis:
 
 def _evidence(
     run: RunDirectory, facts: RunFacts, captures: dict[str, Capture], windows: tuple[StopWindow, ...]
-) -> Evidence:
-    """What was seen of lost packets besides records and captures."""
+) -> tuple[Evidence, dict[str, float]]:
+    """What was seen of lost packets besides records and captures, and its figures."""
     stranded: set[tuple[int, int]] = set()
-    swallowed: set[tuple[int, int]] = set()
     passed: set[tuple[int, int]] = set()
+    swallowed = [found for migration in facts.migrations if (found := find_swallowed(run, facts, migration)) is not None]
     for migration in facts.migrations:
         if migration.stranded_file is not None:
-            waiting = read_frames(run.path / migration.stranded_file)
-            stranded |= probes_of(waiting, nonce=facts.nonce)
-            if migration.undelivered_file is not None:
-                # QEMU reads the TAP in order: what the guest did not get and what does not wait any more was swallowed.
-                undelivered = read_frames(run.path / migration.undelivered_file)
-                taken = undelivered.select(np.arange(max(0, len(undelivered) - len(waiting))))
-                swallowed |= probes_of(taken, nonce=facts.nonce)
+            stranded |= probes_of(read_frames(run.path / migration.stranded_file), nonce=facts.nonce)
         if migration.abandoned_file is not None:
             stranded |= probes_of(read_frames(run.path / migration.abandoned_file), nonce=facts.nonce)
         if migration.passed_file is not None:
@@ -135,16 +131,28 @@ def _evidence(
         for c in facts.counters
         if c.count > 0
     )  # fmt: skip
-    return Evidence(
+    evidence = Evidence(
         captures=Captures(
             peer=captures.get("peer"), source=captures.get("source"), destination=captures.get("destination")
         ),
-        stranded=frozenset(stranded), swallowed=frozenset(swallowed), passed=frozenset(passed),
-        counters=counters, windows=windows,
+        stranded=frozenset(stranded), passed=frozenset(passed), counters=counters, windows=windows,
+        swallowed=frozenset().union(*(each.every for each in swallowed)),
+        parked=frozenset().union(*(each.parked for each in swallowed)),
+        purged=frozenset().union(*(each.purged for each in swallowed)),
         deaths=tuple(
             Death(place=Place(f"{side}-tap"), time_ns=t_ns) for m in facts.migrations for side, t_ns in m.deaths.items()
         ),
     )  # fmt: skip
+    return evidence, _sum(swallowed)
+
+
+def _sum(swallowed: Sequence[Swallowed]) -> dict[str, float]:
+    """The figures of all switchovers together."""
+    total: dict[str, float] = {}
+    for each in swallowed:
+        for name, count in each.figures.items():
+            total[name] = total.get(name, 0.0) + count
+    return total
 
 
 def _stream_records(run: RunDirectory, stream: UdpStream) -> StreamRecords:

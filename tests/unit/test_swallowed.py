@@ -1,0 +1,64 @@
+"""Parked and purged frames: who is who among those that the source took from its TAP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from bundle_factory import START, STEP, facts_of, lab_frame, make_run
+
+from harness.store.analyze import analyze_run
+from harness.store.frames import write_frames
+from harness.store.rundir import RunDirectory
+
+
+def run_with(results: Path, *, undelivered: range, waiting: range, taken: int | None, mechanism: str = "none") -> RunDirectory:
+    """The usual run, in which these of the packets 100 to 119 were left undelivered, and these still waited in the TAP."""
+    facts = facts_of()
+    migration = msgspec.structs.replace(facts.migrations[0], taken=taken, mechanism=mechanism)
+    run = make_run(results, migrations=(migration,))
+    for name, seqs in (("undelivered", undelivered), ("stranded", waiting)):
+        times = [START + seq * STEP for seq in seqs]
+        write_frames(run.path / "capture" / f"{name}.pcapng", [lab_frame(seq) for seq in seqs], times_ns=times, interface="tap")
+    return run
+
+
+def test_a_frame_behind_which_qemu_read_on_was_purged_and_one_before_waiting_frames_parked(tmp_path):
+    run = run_with(tmp_path, undelivered=range(100, 120), waiting=range(102, 120), taken=2)
+    found = analyze_run(run)
+    ledger = found.ledgers["udp"]
+    assert ledger.counts.lost_in_qemu == 2
+    assert ledger.counts.stranded_at_source == 18
+    assert ledger.counts.unexplained == 0
+    assert ledger.explain(100).reason.startswith("purged: ")
+    assert ledger.explain(101).reason.startswith("parked: ")
+    assert (found.result.figures["purged_frames"], found.result.figures["parked_frames"]) == (1, 1)
+
+
+def test_one_taken_frame_and_nothing_behind_it_has_no_name(tmp_path):
+    run = run_with(tmp_path, undelivered=range(100, 101), waiting=range(0), taken=1)
+    found = analyze_run(run)
+    assert found.ledgers["udp"].explain(100).reason.startswith("QEMU took it")
+    assert (found.result.figures["purged_frames"], found.result.figures["parked_frames"]) == (0, 0)
+
+
+def test_a_queue_that_overflowed_is_not_taken_for_frames_that_qemu_read(tmp_path):
+    """Of 20 undelivered frames the source read one and 9 wait; the other ten were dropped at the queue's end, and no counter says so."""
+    run = run_with(tmp_path, undelivered=range(100, 120), waiting=range(101, 110), taken=1)
+    counts = analyze_run(run).ledgers["udp"].counts
+    assert (counts.lost_in_qemu, counts.stranded_at_source, counts.unexplained) == (1, 9, 10)
+
+
+def test_a_run_from_before_the_counter_goes_by_the_queues_length(tmp_path):
+    run = run_with(tmp_path, undelivered=range(100, 120), waiting=range(101, 120), taken=None)
+    counts = analyze_run(run).ledgers["udp"].counts
+    assert (counts.lost_in_qemu, counts.unexplained) == (1, 0)
+
+
+@pytest.mark.parametrize("mechanism", ["netpass", "redirect"])
+def test_where_qemu_does_something_for_the_frames_none_is_called_parked_or_purged(tmp_path, mechanism):
+    run = run_with(tmp_path, undelivered=range(100, 120), waiting=range(102, 120), taken=2, mechanism=mechanism)
+    found = analyze_run(run)
+    assert found.ledgers["udp"].explain(100).reason.startswith("QEMU took it")
+    assert "purged_frames" not in found.result.figures
