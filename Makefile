@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test check images qemu reference bench nightly browser screenshots clean
+.PHONY: help setup demo test check images qemu reference references bench nightly browser screenshots clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,10 +46,13 @@ reference: $(STAMP)
 qemu: $(STAMP) ## the reference QEMU: Debian's source and our series
 	@$(BIN)/switchover qemu build reference
 
-bench: setup ## speed, as ratios within one run
+references:
+	@command -v tshark >/dev/null || WITH_REFERENCES=1 tools/setup $(VENV) || test $$? -eq 3
+
+bench: setup references ## speed, as ratios within one run
 	@$(BIN)/python -m bench
 
-nightly: setup reference ## the long campaigns, and the matrix of every way to migrate
+nightly: setup reference references ## the long campaigns, and the matrix of every way to migrate
 	@$(BIN)/pytest tests -m nightly; status=$$?; $(BIN)/switchover matrix && exit $$status
 
 clean: ## the virtual environment (caches and results stay)

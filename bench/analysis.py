@@ -59,7 +59,7 @@ def make_ledger(folder: Path) -> LedgerCounts:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.analysis", description=__doc__)
-    parser.add_argument("--packets", type=int, default=2_000_000, help="captured packets in all")
+    parser.add_argument("--packets", type=int, default=10_000_000, help="captured packets in all")
     packets = parser.parse_args().packets
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

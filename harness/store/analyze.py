@@ -76,9 +76,11 @@ def analyze_run(run: RunDirectory) -> Analysis:
         StopWindow(stop_ns=m.stop_ns, resume_ns=m.resume_ns) for m in facts.migrations if m.stop_ns and m.resume_ns
     )
     evidence, swallowed = _evidence(run, facts, captures, windows)
-    lost = [stream for stream in facts.streams if not (run.path / "traffic" / f"{stream.id}.sent.rec").exists()]
+    # Only where something died or failed may an end be without its records; elsewhere a missing file is a damaged run.
+    excused = facts.failure is not None or any(migration.deaths for migration in facts.migrations)
+    lost = [stream for stream in facts.streams if excused and not (run.path / "traffic" / f"{stream.id}.sent.rec").exists()]
     kept = [stream for stream in facts.streams if stream not in lost]
-    streams = [_stream_records(run, stream) for stream in kept]
+    streams = [_stream_records(run, stream, excused=excused) for stream in kept]
     # A destination that took over the source's TAP has none of its own.
     announced_ns = _announced_ns(facts, captures.get("destination") or captures.get("source"))
     found = phases(_milestones(facts, announced_ns))
@@ -155,12 +157,12 @@ def _sum(swallowed: Sequence[Swallowed]) -> dict[str, float]:
     return total
 
 
-def _stream_records(run: RunDirectory, stream: UdpStream) -> StreamRecords:
+def _stream_records(run: RunDirectory, stream: UdpStream, *, excused: bool) -> StreamRecords:
     folder = run.path / "traffic"
 
     def there(kind: str, expected: RecordKind) -> RecordFile | None:
         path: Path = folder / f"{stream.id}.{kind}.rec"
-        return read_records(path, kind=expected) if path.exists() else None
+        return read_records(path, kind=expected) if path.exists() or not excused else None
 
     sent = read_records(folder / f"{stream.id}.sent.rec", kind=RecordKind.SENT)
     received = there("received", RecordKind.RECEIVED)

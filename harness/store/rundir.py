@@ -123,7 +123,7 @@ class RunDirectory:
                     f"{path} has schema version {version}, this program reads 1", hint="use the switchover that made it"
                 )
             return msgspec.json.decode(raw, type=kind)
-        except (msgspec.MsgspecError, AttributeError) as error:
+        except (msgspec.MsgspecError, AttributeError, UnicodeDecodeError) as error:
             raise UsageError(f"{path} is damaged: {error}") from error
 
     def events(self, *, name: str = "events.jsonl") -> list[Event]:
@@ -133,5 +133,5 @@ class RunDirectory:
             return [msgspec.json.decode(line, type=Event) for line in path.read_bytes().splitlines()]
         except OSError as error:
             raise UsageError(f"{path} can't be read: {error.strerror}") from error
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise UsageError(f"{path} is damaged: {error}") from error
