@@ -26,7 +26,7 @@ from harness.model.streams import plan_streams
 
 MANUAL = (Path(__file__).parents[2] / "docs" / "scenario.md").read_text()
 SHIPPED = {
-    "null", "known-outage", "udp-none", "udp-tap-handover", "udp-netpass", "udp-redirect", "udp-local-tap",
+    "null", "known-outage", "tcp-known-outage", "udp-none", "udp-tap-handover", "udp-netpass", "udp-redirect", "udp-local-tap",
     "postcopy-none", "postcopy-netpass", "udp-broadcast-none", "udp-broadcast-tap-handover",
     "tcp-none", "tcp-tap-handover", "tcp-netpass", "tcp-request-none", "tcp-request-tap-handover", "tcp-request-netpass",
     "tcp-request-redirect", "tcp-request-local-tap",
