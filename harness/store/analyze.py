@@ -76,8 +76,8 @@ def analyze_run(run: RunDirectory) -> Analysis:
         StopWindow(stop_ns=m.stop_ns, resume_ns=m.resume_ns) for m in facts.migrations if m.stop_ns and m.resume_ns
     )
     evidence, swallowed = _evidence(run, facts, captures, windows)
-    # Only where something died or failed may an end be without its records; elsewhere a missing file is a damaged run.
-    excused = facts.failure is not None or any(migration.deaths for migration in facts.migrations)
+    # Only where the guest runs nowhere at the end, or the run failed, may records be missing; elsewhere the run is damaged.
+    excused = facts.failure is not None or any(not migration.survivor for migration in facts.migrations)
     lost = [stream for stream in facts.streams if excused and not (run.path / "traffic" / f"{stream.id}.sent.rec").exists()]
     kept = [stream for stream in facts.streams if stream not in lost]
     streams = [_stream_records(run, stream, excused=excused) for stream in kept]

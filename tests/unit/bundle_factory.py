@@ -50,7 +50,7 @@ def facts_of(run_id: str = RUN_ID, *, expect: dict[str, Any] | None = None, **mo
             MigrationFacts(
                 mode="precopy", mechanism="none", status="completed", migrate_ns=START + 50 * STEP, stop_ns=START + 100 * STEP - 1000,
                 resume_ns=START + 120 * STEP - 1000, completed_ns=START + 120 * STEP, info={"status": "completed", "downtime": 20},
-                stranded_file="capture/stranded.pcapng", undelivered_file="capture/undelivered.pcapng",
+                stranded_file="capture/stranded.pcapng", undelivered_file="capture/undelivered.pcapng", survivor="destination",
             ),
         ),
         "captures": {

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from bundle_factory import NONCE, START, STEP, lab_frame, make_run
+from bundle_factory import NONCE, START, STEP, facts_of, lab_frame, make_run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -101,6 +101,15 @@ def test_a_clock_that_goes_backwards_makes_the_run_inconclusive(tmp_path, analyz
     result = run.result()
     assert result.outcome is Outcome.INCONCLUSIVE
     assert any("the host's clock went back by 49.000 ms" in note for note in result.notes)
+
+
+def test_a_capture_that_dropped_makes_the_run_inconclusive(tmp_path, analyzed):
+    captures = facts_of().captures
+    worse = {**captures, "source": msgspec.structs.replace(captures["source"], dropped=3)}
+    run = make_run(tmp_path, captures=worse)
+    assert analyzed(run.path)[0] == 5
+    assert run.result().outcome is Outcome.INCONCLUSIVE
+    assert "capture source: 3 packets dropped" in run.result().notes
 
 
 @pytest.mark.parametrize("first", [2**16 - 50, 2**32 - 50, 2**63 - 50])

@@ -239,6 +239,41 @@ def test_delivery_times_and_lateness_to_the_guest() -> None:
     assert list(np.flatnonzero(ledger.late)) == list(range(20, 35))
 
 
+@unhurried
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 30_000), st.lists(st.integers(0, 30_000), max_size=2)), min_size=1, max_size=40))
+def test_any_loss_delay_duplication_and_reordering_is_told(drawn: list[tuple[bool, int, list[int]]]) -> None:
+    """Of each packet: whether the bridge dropped it, its delay and those of its copies in microseconds; the delays make the order."""
+    late_ns = 10 * MS
+    sent = T0 + np.arange(len(drawn)) * MS
+    lost = [seq for seq, (dropped, _, _) in enumerate(drawn) if dropped]
+    arrivals = sorted(
+        (int(sent[seq]) + delay_us * 1000, seq)
+        for seq, (dropped, first_us, more_us) in enumerate(drawn)
+        if not dropped
+        for delay_us in (first_us, *(first_us + extra for extra in more_us))
+    )
+    times, order = [time_ns for time_ns, _ in arrivals], [seq for _, seq in arrivals]
+    evidence = Evidence(
+        captures=Captures(
+            peer=capture_of(probe_batch(range(len(drawn)), time_ns=sent, direction=INBOUND)),
+            source=capture_of(probe_batch(order, time_ns=np.array(times, dtype=np.int64), direction=OUTBOUND)),
+        ),
+        counters=(DropCounter(name="filter", place=Place.BRIDGE, count=len(lost)),),
+    )  # fmt: skip
+    records = StreamRecords(
+        name="udp", direction=Direction.TO_GUEST, sent=sent_file(range(len(drawn)), sent_ns=sent),
+        received=received_file(order, received_ns=np.array(times, dtype=np.int64)),
+    )  # fmt: skip
+    ledger = account([records], evidence=evidence, late_ns=late_ns)["udp"]
+    firsts = list(dict.fromkeys(order))
+    assert list(np.flatnonzero(ledger.fate == Fate.DROPPED_BY_HOST)) == lost
+    assert list(np.flatnonzero(ledger.fate == Fate.DELIVERED)) == sorted(firsts)
+    assert list(np.flatnonzero(ledger.late)) == [seq for seq in sorted(firsts) if drawn[seq][1] * 1000 > late_ns]
+    assert set(np.flatnonzero(ledger.reordered)) == {seq for at, seq in enumerate(firsts) if any(other > seq for other in firsts[:at])}
+    assert ledger.counts.duplicated == len(order) - len(firsts)
+    assert (ledger.counts.unexplained, ledger.problems) == (0, ())
+
+
 # An echo: who saw the request, who saw the reply, and whether the guest recorded the request.
 ECHO = {
     "answered": Fate.DELIVERED,
