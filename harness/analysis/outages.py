@@ -1,7 +1,7 @@
 """Delivery gaps, outages, network downtime and delays of one stream, on the host's clock.
 
 An outage lasts from the last delivery before it to the first one after it, less one sending interval, which is also its
-resolution. A gap that the sender made itself, by sending late what then arrived at once, is none; a stream that the
+resolution. That interval is the one which was kept there: a sender on a busy host may send the next packet late, as the stop begins. A gap that the sender made itself, by sending late what then arrived at once, is none; a stream that the
 moving guest sends is judged at its receiver, where the guest's silence counts.
 """
 
@@ -27,6 +27,8 @@ class Outage(msgspec.Struct, frozen=True, kw_only=True):
     duration_ns: int
     """From start to end, less one sending interval."""
     recovered: bool
+    interval_ns: int = 0
+    """That interval: the planned one, or what passed until the sender sent its next packet."""
 
 
 class Delays(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,14 +73,33 @@ def find_outages(ledger: Ledger, *, interval_ns: int, tolerance_ns: int | None =
         # A packet missed during the gap was sent after the last delivery, but for its usual delay: the tolerance.
         missed = np.searchsorted(missing, ends) > np.searchsorted(missing, starts - tolerance_ns)
         starts, ends = starts[missed], ends[missed]
+    kept = _kept_intervals(ledger, starts, sent, interval_ns=interval_ns)
     outages = [
-        Outage(start_ns=int(start), end_ns=int(end), duration_ns=int(end - start) - interval_ns, recovered=True)
-        for start, end in zip(starts, ends, strict=True)
+        Outage(start_ns=int(start), end_ns=int(end), duration_ns=int(end - start - own), recovered=True, interval_ns=int(own))
+        for start, end, own in zip(starts, ends, kept, strict=True)
+        if end - start - own > tolerance_ns
     ]
     silence = int(sent[-1] - times[-1]) - interval_ns if sent.size else 0
     if silence > tolerance_ns:
         outages.append(Outage(start_ns=int(times[-1]), end_ns=int(sent[-1]), duration_ns=silence, recovered=False))
     return tuple(outages)
+
+
+def _kept_intervals(
+    ledger: Ledger, starts: NDArray[np.int64], sent: NDArray[np.int64], *, interval_ns: int
+) -> NDArray[np.int64]:
+    """Per outage, how long after the last packet that came through the next one was sent; at least the planned interval.
+
+    What the moving guest sends says nothing of that: while it is stopped it sends nothing, which is the outage itself.
+    """
+    if ledger.direction is Direction.FROM_GUEST or not sent.size:
+        return np.full(starts.size, interval_ns, dtype=np.int64)
+    through = np.flatnonzero((ledger.delivered_ns != NEVER) & (ledger.host_sent_ns != NEVER))
+    through = through[np.argsort(ledger.delivered_ns[through], kind="stable")]
+    last = np.searchsorted(ledger.delivered_ns[through], starts, side="right") - 1
+    sent_ns = ledger.host_sent_ns[through[np.maximum(last, 0)]]
+    following = np.minimum(np.searchsorted(sent, sent_ns, side="right"), sent.size - 1)
+    return np.where(last >= 0, np.maximum(sent[following] - sent_ns, interval_ns), interval_ns)
 
 
 def _missing_since(ledger: Ledger, tolerance_ns: int) -> NDArray[np.int64]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from harness.analysis.announce import find_announcements, first_frame_ns
 from harness.analysis.columns import Capture, read_capture
 from harness.analysis.evidence import Captures, Death, DropCounter, Evidence, Fate, Place, StreamRecords
 from harness.analysis.ledger import Ledger, account
-from harness.analysis.outages import Delays, delays, find_outages, longest_gap_ns, network_downtime
+from harness.analysis.outages import Delays, Outage, delays, find_outages, longest_gap_ns, network_downtime
 from harness.analysis.phases import Milestones, Phase, phases, sent_by_phase
 from harness.analysis.records import RecordFile, RecordKind, read_records
 from harness.analysis.sightings import NEVER, StopWindow
@@ -98,7 +98,7 @@ def analyze_run(run: RunDirectory) -> Analysis:
     draft = RunResult(
         run_id=facts.run_id, scenario=facts.scenario, outcome=outcome, verdict=Verdict.INCONCLUSIVE,
         accelerator=facts.accelerator, host=facts.host, qemu=facts.qemu, guest=facts.guest,
-        mechanism=facts.scenario.mechanism, downtime=_downtimes(facts, results),
+        mechanism=facts.scenario.mechanism, downtime=_downtimes(facts, results, measures.downtimes),
         phases=tuple(PhaseResult(name=p.name, start_ns=p.start_ns, end_ns=p.end_ns) for p in found),
         streams=results, tcp=tcp.results, tcp_counters=tcp.counters, witnesses=witnesses, migration=_migration(facts), devices=costs.devices,
         switchover_ack=costs.switchover_ack, announcements=_announcements(captures), clock=measures.clock_result(),
@@ -257,7 +257,7 @@ def _sent_late_ms(ledger: Ledger, stream: UdpStream) -> float:
     return ms(max(0, int(np.diff(np.sort(ledger.sent_ns)).max()) - stream.interval_ns))
 
 
-def _downtimes(facts: RunFacts, streams: tuple[StreamResult, ...]) -> Downtimes:
+def _downtimes(facts: RunFacts, streams: tuple[StreamResult, ...], outages: Mapping[str, Outage]) -> Downtimes:
     migration = facts.migrations[0] if facts.migrations else None
     compute = None
     if migration is not None and migration.stop_ns and migration.resume_ns:
@@ -265,11 +265,13 @@ def _downtimes(facts: RunFacts, streams: tuple[StreamResult, ...]) -> Downtimes:
     reported = migration.info.get("downtime") if migration is not None else None
     first = facts.streams[0] if facts.streams else None
     calibrated = facts.calibration.network_resolution_ms if facts.calibration is not None else 0.0
+    outage = outages.get(first.name) if first else None
+    kept = ms(outage.interval_ns) if outage is not None else 0.0
     return Downtimes(
         compute_ms=Figure(value=compute, resolution_ms=STOP_RESOLUTION_MS),
         network_ms=Figure(
             value=streams[0].network_downtime_ms if streams else None,
-            resolution_ms=max(ms(first.interval_ns) if first else 0.0, calibrated),
+            resolution_ms=max(ms(first.interval_ns) if first else 0.0, kept, calibrated),
         ),
         reported_ms=Figure(value=None if reported is None else float(reported), resolution_ms=1.0),
     )

@@ -117,6 +117,21 @@ def test_a_gap_that_the_sender_made_is_no_outage() -> None:
     assert network_downtime((), windows=()) is None
 
 
+@unhurried
+@given(late_us=st.integers(0, 5000), offset_us=st.integers(0, 999))
+def test_a_sender_that_is_late_as_the_stop_begins_is_allowed_for(late_us: int, offset_us: int) -> None:
+    """Packet 50 is sent late, between it and packet 49 the stop begins: the outage is told to the interval that was kept there."""
+    stop = T0 + 49 * MS + offset_us * US + 30 * US
+    window = StopWindow(stop_ns=stop, resume_ns=stop + 40 * MS)
+    delayed = {seq: max(0, late_us * US - (seq - 50) * MS) for seq in range(50, 56)}
+    ledger = to_guest(carried=range(50, 90), windows=(window,), send_delay_ns=delayed)
+    downtime = network_downtime(find_outages(ledger, interval_ns=MS), windows=(window,))
+    assert downtime is not None
+    assert downtime.interval_ns == MS + late_us * US
+    assert downtime.duration_ns <= 40 * MS + 20 * US
+    assert downtime.duration_ns >= 40 * MS - downtime.interval_ns
+
+
 def test_the_moving_guests_own_silence_is_an_outage() -> None:
     times = [T0 + seq * MS + (150 * MS if seq >= 50 else 0) for seq in range(100)]
     (outage,) = find_outages(from_guest(list(range(100)), times), interval_ns=MS)
