@@ -12,14 +12,23 @@ from collections.abc import Iterable
 from harness.model.costs import AckOrder, AckResult
 from harness.model.events import Event
 
-__all__ = ["acknowledgement"]
+__all__ = ["COUNTED", "PER_DEVICE", "acknowledgement"]
+
+COUNTED, PER_DEVICE = "counted", "per-device"
 
 _ACKED = "trace:source_return_path_thread_switchover_acked"
-_NEEDED = "trace:loadvm_state_switchover_ack_needed"
-_APPROVED = "trace:loadvm_approve_switchover"
 _WAITED = "trace:slow_migration_waited"
+# The counted protocol: QEMU up to 11.0, and later ones with a machine type of that time ("_legacy").
+_NEEDED = "trace:loadvm_state_switchover_ack_needed"
+_REQUESTED = "trace:migration_request_switchover_ack_legacy"
+_NO_USERS = "trace:loadvm_switchover_ack_no_users_legacy"
+_APPROVED = ("trace:loadvm_approve_switchover", "trace:loadvm_approve_switchover_legacy")
+# The protocol per device: the source asks its devices each time it asks what is left to send.
+_QUERIED = "trace:qemu_savevm_query_pending"
+_COLLECTED = re.compile(r"collected switchover ack pending=(\d+)")
+
 _LEAVES_RUNNING = re.compile(r"current_run_state \d+ \(running\) new_state ")
-_NUMBER = re.compile(r"-?\d+")
+_LAST_NUMBER = re.compile(r"(-?\d+)(?: us)?\s*$")
 
 
 def acknowledgement(
@@ -31,30 +40,61 @@ def acknowledgement(
     """
     theirs = [e for e in destination if begin_ns <= e.t_ns <= end_ns]
     ours = [e for e in source if begin_ns <= e.t_ns <= end_ns]
-    acks = [e.t_ns for e in ours if e.name == _ACKED]
+    protocol, asked = _asked(ours, theirs)
     stopped, stop_from = _stop(ours, stop_ns)
-    approvals = [e for e in theirs if e.name == _APPROVED]
-    needed = [_number(e) for e in theirs if e.name == _NEEDED]
-    waited = [_number(e) for e in theirs if e.name == _WAITED]
-    received = acks[0] if acks else None
+    acks = [e for e in ours if e.name == _ACKED]
+    received = _last_that_was_missing(ours, stopped)
     before_ms = (stopped - received) / 1e6 if stopped is not None and received is not None else None
     reason = ""
-    if received is None:
+    if received is None and protocol == PER_DEVICE and asked == 0:
+        order = AckOrder.NOT_ASKED
+    elif received is None:
         order = AckOrder.NO_ACK
+        reason = "no ACK was traced at the source" + (f" (QEMU {source_version})" if source_version else "")
     elif before_ms is None:
         order = AckOrder.NO_STOP
     else:
         order = AckOrder.ACK_FIRST if before_ms > 0 else AckOrder.STOP_FIRST
-    if received is None:
-        reason = "no ACK was traced at the source" + (f" (QEMU {source_version})" if source_version else "")
-    elif before_ms == 0:
+    if before_ms == 0:
         reason = "ACK and stop fall into the same microsecond: their order can't be told"
+    approvals = [e for e in theirs if e.name in _APPROVED]
+    waited = [_number(e) for e in theirs if e.name == _WAITED]
+    sent_ns = next((e.t_ns for e in approvals if _number(e) == 0), None)
+    if protocol == PER_DEVICE and approvals:
+        sent_ns = approvals[-1].t_ns
     return AckResult(
-        asked=needed[0] if needed else None, approved_ns=tuple(e.t_ns for e in approvals),
-        sent_ns=next((e.t_ns for e in approvals if _number(e) == 0), None), received_ns=received, received=len(acks),
-        stop_ns=stopped, stop_from=stop_from, before_stop_ms=before_ms, order=order, waited_us=waited[0] if waited else None,
-        reason=reason,
+        protocol=protocol, asked=asked, approved_ns=tuple(e.t_ns for e in approvals), sent_ns=sent_ns, received_ns=received,
+        received=len(acks), stop_ns=stopped, stop_from=stop_from, before_stop_ms=before_ms, order=order,
+        waited_us=waited[0] if waited else None, reason=reason,
     )  # fmt: skip
+
+
+def _asked(source: list[Event], destination: list[Event]) -> tuple[str, int | None]:
+    """The protocol, and how many devices were asked."""
+    for event in destination:
+        if event.name == _NEEDED:
+            return COUNTED, _number(event)
+        if event.name == _NO_USERS:
+            return COUNTED, 0
+    if requests := [_number(e) or 0 for e in destination if e.name == _REQUESTED]:
+        return COUNTED, max(requests)
+    collected = [int(match[1]) for e in source if e.name == _QUERIED and (match := _COLLECTED.search(e.data.get("text", "")))]
+    return (PER_DEVICE, sum(collected)) if collected else ("", None)
+
+
+def _last_that_was_missing(source: list[Event], stopped_ns: int | None) -> int | None:
+    """The ACK after which none was missing: the last such one before the stop, else the first one after it.
+
+    Only the protocol per device says how many are missing; a device may ask again after it was answered.
+    """
+    complete = [e.t_ns for e in source if e.name == _ACKED and not _number(e)]
+    if stopped_ns is None:
+        return complete[-1] if complete else None
+    missing = [e.t_ns for e in source if e.name in (_ACKED, _QUERIED) and _number(e) and e.t_ns < stopped_ns]
+    before = [t_ns for t_ns in complete if t_ns < stopped_ns]
+    if before and (not missing or missing[-1] <= before[-1]):
+        return before[-1]
+    return next((t_ns for t_ns in complete if t_ns >= stopped_ns), None)
 
 
 def _stop(source: list[Event], stop_ns: int | None) -> tuple[int | None, str]:
@@ -66,5 +106,6 @@ def _stop(source: list[Event], stop_ns: int | None) -> tuple[int | None, str]:
 
 
 def _number(event: Event) -> int | None:
-    match = _NUMBER.search(event.data.get("text", ""))
-    return int(match[0]) if match else None
+    """What stands at the end: before it there may be a device's name with digits of its own."""
+    match = _LAST_NUMBER.search(event.data.get("text", ""))
+    return int(match[1]) if match else None

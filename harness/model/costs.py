@@ -10,10 +10,13 @@ __all__ = ["AckOrder", "AckResult", "DeviceCost", "DevicesResult", "LoadGroups"]
 
 
 class AckOrder(StrEnum):
+    """`not-asked`: no device wanted to be asked, which in the protocol per device means no ACK and no waiting."""
+
     ACK_FIRST = "ack-first"
     STOP_FIRST = "stop-first"
     NO_ACK = "no-ack"
     NO_STOP = "no-stop"
+    NOT_ASKED = "not-asked"
 
 
 _GROUPS = {
@@ -104,11 +107,14 @@ class DevicesResult(_Record, frozen=True, kw_only=True):
 class AckResult(_Record, frozen=True, kw_only=True):
     """The destination's acknowledgement of the switchover, host nanoseconds.
 
-    `asked`: devices of the destination that were to approve; `sent_ns`: the last of them did (or the return path opened, with
-    none to ask; then None); `received_ns`: the first ACK at the source; `stop_ns`: the guest stopped (run state, else STOP);
+    `protocol`: "counted" (the destination counts its devices and sends one ACK, also when it has none) or "per-device" (QEMU 11.1 and
+    later with its own machine types: the source counts what its devices ask for, and one ACK comes for each), empty where no trace
+    tells. `asked`: devices that were to approve; `sent_ns`: the last of them did (or the return path opened, with
+    none to ask; then None); `received_ns`: the ACK at the source after which none was missing; `stop_ns`: the guest stopped (run state, else STOP);
     `before_stop_ms`: by how much the ACK came first, negative if the stop did. `waited_us`: how long the load at the stop waited for the slow test device.
     """
 
+    protocol: str = ""
     asked: int | None = None
     approved_ns: tuple[int, ...] = ()
     sent_ns: int | None = None

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from held import ACK, held_migration
 
 from harness.analysis.virtio_state import decode_state, state_differences
-from harness.host.bridge import PortFlags
 from harness.host.deadline import Deadline
 from harness.vm.machine import Machine
-from harness.vm.migration_devices import SLOW
 from harness.vm.trace import trace_events
 
 MACHINE = {
@@ -26,46 +24,6 @@ DRIVER = "/sys/bus/virtio/drivers/virtio_net"
 
 async def state_of(machine: Machine) -> dict[str, bytes]:
     return decode_state(await machine.qmp.command("x-query-virtio-state", path=BACKEND))
-
-
-async def migrate_held(pair: Any, change: Callable[[], Any], capabilities: tuple[str, ...]) -> tuple[Machine, Machine]:
-    """Migrate while the guest runs on between setup and stop until `change` is done; the destination is left stopped."""
-    lab, deadline = pair.lab, Deadline(60)
-    source = lab.mobile
-    side = await lab.add_destination(deadline=deadline)
-    wanted = [{"capability": name, "state": True} for name in ("return-path", "switchover-ack", *capabilities)]
-    for machine in (source, side.machine):
-        await machine.qmp.command("migrate-set-capabilities", capabilities=wanted)
-    uri = f"unix:{side.machine.scratch(f'{side.machine.spec.name}.migrate')}"
-    await side.machine.qmp.command("migrate-incoming", uri=uri)
-    await source.qmp.command("migrate", uri=uri)
-
-    async def prepared() -> bool:
-        return any(event.name == "trace:slow_migration_prepare" for event in trace_events(side.machine))
-
-    await deadline.poll(prepared, awaited="the destination to load what is sent at the setup")
-    await change()
-    assert (await source.qmp.command("query-migrate"))["status"] == "active"  # it was held up to here
-    await side.machine.qmp.command("qom-set", path=f"/machine/peripheral/{SLOW}", property="ready", value=True)
-    for machine in (source, side.machine):
-
-        async def completed(machine: Machine = machine) -> bool:
-            return (await machine.qmp.command("query-migrate")).get("status") == "completed"
-
-        await deadline.poll(completed, awaited=f"the migration to complete at {machine.spec.name}")
-    pair.destination = side
-    return source, side.machine
-
-
-async def let_it_run(pair: Any) -> None:
-    """The guest goes on at the destination; the source ends."""
-    lab = pair.lab
-    lab.network.set_port(lab.mobile_side.port, PortFlags.closed())
-    lab.network.set_port(pair.destination.port, PortFlags.opened())
-    await pair.destination.machine.qmp.command("cont")
-    source = lab.mobile
-    await lab.moved_to(pair.destination, deadline=Deadline(20))
-    await source.close()
 
 
 @dataclass(frozen=True)
@@ -120,7 +78,7 @@ async def booted_again(pair: Any, boot_id: str, *, deadline: Deadline) -> None:
     await machine.agent.shell("ip link set eth0 up", deadline=deadline)
 
 
-def carry_out(pair: Any, changes: tuple[Change, ...], capabilities: tuple[str, ...]) -> dict[str, str]:
+def carry_out(pair: Any, changes: tuple[Change, ...]) -> dict[str, str]:
     """Migrate once for each change and compare; what came at the stop ("full" or "delta"), by the change's name."""
     sent: dict[str, str] = {}
     wrong: dict[str, Any] = {}
@@ -138,18 +96,22 @@ def carry_out(pair: Any, changes: tuple[Change, ...], capabilities: tuple[str, .
                 if change.restarts:
                     await booted_again(pair, boot_id, deadline=Deadline(60))
 
-            source, destination = await migrate_held(pair, make, capabilities)
-            theirs, ours = await state_of(source), await state_of(destination)
+            async with held_migration(pair, (*ACK, "virtio-iterative")) as held:
+                await make()
+                assert await held.status() == "active"  # the guest has run up to here
+                await held.make_ready()
+                await held.completed()
+            theirs, ours = await state_of(held.source), await state_of(held.destination)
             if differing := state_differences(theirs, ours):
                 wrong[change.name] = differing
             changed = state_differences(before, theirs)
             if change.field is not None and not any(name.startswith(change.field) for name in changed):
                 wrong[f"{change.name}: had no effect"] = sorted(changed)
-            for event in trace_events(destination):
+            for event in trace_events(held.destination):
                 words = event.data["text"].split()
                 if event.name == "trace:virtio_net_iterative_load" and words[:2] == ["net0", "stop"]:
                     sent[change.name] = words[2]
-            await let_it_run(pair)
+            await held.let_it_run()
 
     pair.do(all_of_them())
     assert wrong == {}
@@ -158,12 +120,12 @@ def carry_out(pair: Any, changes: tuple[Change, ...], capabilities: tuple[str, .
 
 @pytest.mark.switchover(**MACHINE)
 def test_what_changed_since_the_setup_arrives(guest_pair):
-    sent = carry_out(guest_pair, (*CHANGES, REBOOT), ("virtio-iterative",))
+    sent = carry_out(guest_pair, (*CHANGES, REBOOT))
     assert sent == dict.fromkeys((change.name for change in (*CHANGES, REBOOT)), "full")
 
 
 @pytest.mark.switchover(**MACHINE, iterative_delta=True)
 def test_what_changed_since_the_setup_arrives_as_a_difference(guest_pair):
-    sent = carry_out(guest_pair, (*CHANGES, REBOOT), ("virtio-iterative",))
+    sent = carry_out(guest_pair, (*CHANGES, REBOOT))
     assert sent["nothing"] == "delta"
     assert sent["driver loaded again"] == "full"

@@ -195,3 +195,56 @@ def test_no_ack_and_no_stop():
 
 def test_an_ack_of_an_earlier_migration_does_not_count():
     assert ack(f"@500000 {ACKED}\n@1100000 {RUNNING_ENDS}").order is AckOrder.NO_ACK
+
+
+# QEMU 11.1 with a machine type of its own: the source counts.
+QUERY = "qemu_savevm_query_pending exact=0, final=0, precopy=0, stopcopy=0, postcopy=0, total=0, collected switchover ack pending={}, total switchover ack pending={}"
+
+
+def test_an_ack_per_device_is_complete_when_none_is_missing():
+    found = ack(
+        f"@1010000 {QUERY.format(2, 2)}\n@1050000 {ACKED}switchover_ack_pending_num 1\n@1060000 {QUERY.format(0, 1)}\n"
+        f"@1070000 {ACKED}switchover_ack_pending_num 0\n@1100000 {RUNNING_ENDS}",
+        "@1049000 loadvm_approve_switchover Approver 0000:00:02.0/vfio\n@1069000 loadvm_approve_switchover Approver 0000:00:03.0/vfio",
+    )
+    assert (found.protocol, found.asked, found.received, found.order) == ("per-device", 2, 2, AckOrder.ACK_FIRST)
+    assert (found.sent_ns, found.received_ns, found.before_stop_ms) == (1_069_000_000, 1_070_000_000, 30.0)
+
+
+def test_a_stop_with_one_of_two_acks_missing_came_first():
+    found = ack(
+        f"@1010000 {QUERY.format(2, 2)}\n@1050000 {ACKED}switchover_ack_pending_num 1\n@1100000 {RUNNING_ENDS}\n"
+        f"@1120000 {ACKED}switchover_ack_pending_num 0"
+    )
+    assert (found.order, found.before_stop_ms) == (AckOrder.STOP_FIRST, -20.0)
+    never = ack(f"@1010000 {QUERY.format(2, 2)}\n@1050000 {ACKED}switchover_ack_pending_num 1\n@1100000 {RUNNING_ENDS}")
+    assert never.order is AckOrder.NO_ACK
+
+
+def test_a_device_that_asks_again_is_waited_for_again():
+    found = ack(
+        f"@1010000 {QUERY.format(1, 1)}\n@1050000 {ACKED}switchover_ack_pending_num 0\n@1060000 {QUERY.format(1, 1)}\n"
+        f"@1070000 {ACKED}switchover_ack_pending_num 1\n@1080000 {ACKED}switchover_ack_pending_num 0\n@1100000 {RUNNING_ENDS}"
+    )
+    assert (found.asked, found.received_ns, found.order) == (2, 1_080_000_000, AckOrder.ACK_FIRST)
+    unanswered = ack(
+        f"@1050000 {ACKED}switchover_ack_pending_num 0\n@1060000 {QUERY.format(1, 1)}\n@1100000 {RUNNING_ENDS}\n"
+        f"@1110000 {ACKED}switchover_ack_pending_num 0"
+    )
+    assert (unanswered.order, unanswered.before_stop_ms) == (AckOrder.STOP_FIRST, -10.0)
+
+
+def test_with_none_that_asks_no_ack_is_awaited():
+    found = ack(f"@1010000 {QUERY.format(0, 0)}\n@1100000 {RUNNING_ENDS}")
+    assert (found.protocol, found.asked, found.order, found.reason) == ("per-device", 0, AckOrder.NOT_ASKED, "")
+
+
+def test_the_counted_protocol_of_a_later_qemu():
+    found = ack(
+        f"@1010000 {QUERY.format(0, 0)}\n@1090000 {ACKED}switchover_ack_pending_num 0\n@1100000 {RUNNING_ENDS}",
+        "@1040000 migration_request_switchover_ack_legacy Requester 0000:00:02.0/vfio, switchover_ack_pending_num_legacy 1\n"
+        "@1089000 loadvm_approve_switchover_legacy Approver 0000:00:02.0/vfio, switchover_ack_pending_num_legacy 0",
+    )
+    assert (found.protocol, found.asked, found.sent_ns, found.order) == ("counted", 1, 1_089_000_000, AckOrder.ACK_FIRST)
+    none = ack(f"@1090000 {ACKED}\n@1100000 {RUNNING_ENDS}", "@1040000 loadvm_switchover_ack_no_users_legacy ")
+    assert (none.protocol, none.asked, none.order) == ("counted", 0, AckOrder.ACK_FIRST)
