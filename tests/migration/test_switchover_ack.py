@@ -84,6 +84,30 @@ def test_the_source_runs_on_until_the_destination_is_ready(guest_pair):
 
 
 @pytest.mark.switchover(**NEVER_READY)
+def test_postcopy_waits_for_the_ack_as_well(guest_pair):
+    def statuses():
+        return [event.data["status"] for event in guest_pair.lab.timeline if event.name == "MIGRATION"]
+
+    async def check():
+        async with held_migration(guest_pair, (*ACK, "postcopy-ram", "events")) as held:
+            await held.source.qmp.command("migrate-start-postcopy")
+            began = await held.passes()
+
+            async def waited():
+                return await held.passes() >= began + SEVERAL_PASSES
+
+            await held.deadline.poll(waited, awaited="the source to walk its memory several times")
+            assert (await held.status(), await held.runs()) == ("active", True)
+            assert "postcopy-active" not in statuses()
+            await held.make_ready()
+            await held.completed()
+            assert "postcopy-active" in statuses()
+        return held.acknowledgement()
+
+    assert guest_pair.do(check()).order is AckOrder.ACK_FIRST
+
+
+@pytest.mark.switchover(**NEVER_READY)
 def test_without_the_capability_the_source_stops_for_a_destination_that_is_not_ready(guest_pair):
     async def check():
         async with held_migration(guest_pair, ("return-path",)) as held:
