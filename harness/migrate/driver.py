@@ -131,6 +131,10 @@ class MigrationDriver:
                 await self._source.machine.qmp.command("migrate-set-parameters", **own)
             await self._mechanism.prepare(self._context)
             await self._source.account.look()
+            if self._destination_port is DestinationPort.AT_RESUME and self._way.moves and not self._mechanism.steers_bridge:
+                # Learning only: the destination's first frame is its announcement, which leaves with its RESUME, sooner than we could react.
+                # Nor is its STOP soon enough: a source that waits for an ACK sends 10,000 events a second, and we are behind.
+                self._network.set_port(self._destination.port, PortFlags(learning=True, flooding=False))
             with Watch(self._timeline) as watch:
                 self._event("migrate", {"mechanism": self._plan.mechanism, "mode": self._plan.mode})
                 await self._way.begin(self._passage)
@@ -170,10 +174,6 @@ class MigrationDriver:
         """Called within the event's arrival, since the bridge must follow the guest at once."""
         if event.name == "STOP" and event.source == self._source.machine.role:
             self._stop_ns = self._context.stop_ns = self._stop_ns or event.t_ns
-            at_resume = self._destination_port is DestinationPort.AT_RESUME
-            if at_resume and self._way.moves and not self._mechanism.steers_bridge:
-                # Learning only: the destination's announcement leaves with its RESUME, sooner than we could react to that.
-                self._network.set_port(self._destination.port, PortFlags(learning=True, flooding=False))
         elif event.name == "RESUME" and event.source == self._destination.machine.role:
             self._resume_ns = self._context.resume_ns = event.t_ns
             self._faults.at(FaultPoint.STARTED)

@@ -8,8 +8,9 @@ import pytest
 from held import ACK, held_migration
 
 from harness.analysis.switchover_ack import acknowledgement
-from harness.errors import CommandRefusedError, UsageError
+from harness.errors import UsageError
 from harness.model.costs import AckOrder
+from harness.vm.qmp import CommandRefusedError
 from harness.vm.trace import trace_events
 
 NEVER_READY = {"requires": ["switchover-ack", "slow-device"], "qemu": "reference", "slow_device": {"prepare_ms": -1}, "management": False}
