@@ -10,7 +10,7 @@ import msgspec
 from harness.bundle.finding import Finding, Observation, SignKind, finding_of, holds
 from harness.bundle.minimise import Budget, minimise
 from harness.bundle.rule import Conclusion, conclude, runs_needed
-from harness.errors import EnvironmentLackError, TestbedError, UsageError
+from harness.errors import EnvironmentLackError, SwitchoverError, TestbedError, UsageError
 from harness.model.scenario import Scenario
 from harness.replay.execute import OneRun
 
@@ -33,7 +33,8 @@ class Shrunk(msgspec.Struct, frozen=True, kw_only=True):
 
 async def shrink(original: Observation, *, run: OneRun, most: int, progress: Progress) -> Shrunk:
     """Reduce the scenario of a run. `most` is the number of different scenarios to try. The finding itself is what stays: an expectation
-    that has no part in it is dropped first. Raises `UsageError` for a run that shows nothing bad.
+    that has no part in it is dropped first. Raises `UsageError` for a run that shows nothing bad, or whose finding does not show itself
+    when its own scenario is run again; and whatever keeps that from being run.
     """
     finding = finding_of(original)
     if finding.lasting:
@@ -41,6 +42,7 @@ async def shrink(original: Observation, *, run: OneRun, most: int, progress: Pro
     needed = min(_TRIES, runs_needed(times=1, runs=1))
     made = 0
     found: list[tuple[Scenario, Path]] = []
+    refusals: list[str] = []
 
     async def stays(candidate: Scenario) -> bool:
         nonlocal made
@@ -49,9 +51,13 @@ async def shrink(original: Observation, *, run: OneRun, most: int, progress: Pro
             made += 1
             try:
                 seen, path = await run(candidate)
-            except (UsageError, EnvironmentLackError):
+            except (UsageError, EnvironmentLackError) as error:
+                if candidate == start:
+                    raise
+                refusals.append(f"can't be run: {_first_line(error)}")
                 return False
-            except TestbedError:
+            except TestbedError as error:
+                progress(f"a run could not be made: {_first_line(error)}")
                 answers.append(None)
                 continue
             answers.append(holds(finding, seen))
@@ -60,13 +66,20 @@ async def shrink(original: Observation, *, run: OneRun, most: int, progress: Pro
         return verdict is Conclusion.REPRODUCED
 
     def each(candidate: Scenario, stayed: bool) -> None:
-        progress(f"{_size(candidate)}: the finding {'stays' if stayed else 'is gone'}")
+        said = refusals.pop() if refusals else f"the finding {'stays' if stayed else 'is gone'}"
+        progress(f"{_size(candidate)}: {said}")
 
     start = _only_what_failed(original.result.scenario, finding)
+    if not await stays(start):
+        raise UsageError(f"the finding did not show itself again in {made} runs of the run's own scenario", hint="switchover bundle without --minimise")
     budget = Budget(stays, most=most, each=each)
     smallest = await minimise(start, budget)
-    shown_by = next((path for scenario, path in reversed(found) if scenario == smallest), None)
+    shown_by = None if smallest == start == original.result.scenario else next(path for scenario, path in reversed(found) if scenario == smallest)
     return Shrunk(scenario=smallest, run=shown_by, asked=budget.asked, runs=made, spent=budget.spent)
+
+
+def _first_line(error: SwitchoverError) -> str:
+    return error.message.splitlines()[0]
 
 
 def _only_what_failed(scenario: Scenario, finding: Finding) -> Scenario:
@@ -79,6 +92,6 @@ def _size(scenario: Scenario) -> str:
     migration = scenario.migration
     rate = sum(section.rate_pps or 0 for section in scenario.traffic)
     return (
-        f"{len(scenario.traffic)} streams, {len(migration.capabilities)} capabilities, {len(migration.parameters)} parameters,"
+        f"{len(scenario.traffic)} streams, {1 + scenario.guest.management} NICs, {len(migration.capabilities)} capabilities, {len(migration.parameters)} parameters,"
         f" {rate:g} packets/s, hold {migration.hold_ms:g} ms, {scenario.timing.settle_s + scenario.timing.tail_s:g} s"
     )

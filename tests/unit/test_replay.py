@@ -471,12 +471,40 @@ def test_shrinking_runs_candidates_and_keeps_the_smallest_that_showed_the_findin
     assert done.scenario.expect == {"lost": 0}
 
 
+def test_a_finding_that_does_not_show_itself_again_is_not_made_smaller(losing, sound):
+    runs = Runs([sound] * 10)
+    with pytest.raises(UsageError, match="did not show itself again in 3 runs"):
+        asyncio.run(shrink(losing, run=runs, most=5, progress=lambda _: None))
+
+
+def test_a_scenario_that_can_no_longer_be_run_is_not_made_smaller(losing):
+    async def refuse(_scenario: Scenario) -> tuple[Observation, Path]:
+        raise UsageError("capability zero-blocks needs a disk")
+
+    with pytest.raises(UsageError, match="needs a disk"):
+        asyncio.run(shrink(losing, run=refuse, most=5, progress=lambda _: None))
+
+
+def test_a_candidate_that_cannot_be_run_is_said_and_passed_over(losing):
+    said: list[str] = []
+
+    async def run(scenario: Scenario) -> tuple[Observation, Path]:
+        if not scenario.guest.management:
+            raise UsageError("this needs the second NIC\nand more")
+        return Observation(result=msgspec.structs.replace(losing.result, scenario=scenario)), Path("r")
+
+    done = asyncio.run(shrink(losing, run=run, most=50, progress=said.append))
+    assert done.scenario.guest.management
+    assert any(line.endswith("can't be run: this needs the second NIC") for line in said)
+    assert any(line.endswith("the finding stays") for line in said)
+
+
 def test_a_run_that_shows_nothing_bad_is_not_made_smaller(sound):
     with pytest.raises(UsageError, match="nothing bad"):
         asyncio.run(shrink(sound, run=Runs([]), most=5, progress=lambda _: None))
 
 
 def test_a_bundle_says_how_often_its_finding_was_seen(tmp_path):
-    runs = [make_run(tmp_path / str(n)) for n in range(3)]
-    made = make_bundle(runs[0], identity=IDENTITY, cache=tmp_path, others=runs[1:])
+    runs = [make_run(tmp_path, run_id=f"20260102T03040{n}Z-demo-abcdef") for n in range(3)]
+    made = make_bundle(runs[0], identity=IDENTITY, cache=tmp_path, others=[runs[1], runs[2], runs[2], runs[0]])
     assert (made.manifest.seen_times, made.manifest.seen_runs) == (3, 3)
