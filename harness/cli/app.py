@@ -102,6 +102,9 @@ def run(
     settings: Annotated[list[str] | None, typer.Option("--set", help="Change a key: --set migration.hold_ms=200", metavar="K=V")] = None,
     repeat: Annotated[int, typer.Option("--repeat", min=1, help="Run everything so often, interleaved.")] = 1,
     cold: Annotated[bool, typer.Option("--cold", help="Boot the guests instead of starting from a saved state.")] = False,
+    host_kernel: Annotated[
+        str | None, typer.Option("--host-kernel", help='The whole lab in a guest with this host kernel: a bzImage, or "debian".', metavar="KERNEL")
+    ] = None,
     results: Results = None,
     json: Json = False,
 ) -> None:
@@ -110,6 +113,15 @@ def run(
     from harness.report.postcopy import postcopy_table
     from harness.report.table import campaign_table, run_table
 
+    if host_kernel is not None:
+        from harness.nested import run_nested
+
+        words = [*scenario, *(word for each in settings or [] for word in ("--set", each)), "--repeat", str(repeat), *(["--cold"] if cold else [])]
+        with reporting(quiet=json) as progress:
+            status = _run(
+                run_nested(["run", *words], host_kernel=host_kernel, results=_results(results), cache=cache_dir(), progress=progress)
+            )
+        raise typer.Exit(status)
     with reporting(quiet=json) as progress:
         done, failures = _run(
             run_scenarios(

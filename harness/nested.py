@@ -1,0 +1,209 @@
+"""The nested lab: the whole testbed inside a first-level guest, so that another *host* kernel is under test (tun, bridge, vhost, netem).
+
+The first-level guest has no userland of its own: its root is this host's file system through virtiofs, below an overlay that keeps
+what is written in memory. Only the cache and the results folder are the host's own. Its kernel and modules are the ones under test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+
+from harness.errors import EnvironmentLackError, TestbedError, UsageError
+from harness.host.deadline import Deadline
+from harness.vm import packages
+from harness.vm.initramfs import Tree
+from harness.vm.kernel import Module, ModuleWish, extract_vmlinux, kernel_release, resolve_modules
+
+__all__ = ["DEBIAN", "run_nested"]
+
+DEBIAN = "debian"
+_METAPACKAGE = "linux-image-cloud-amd64"
+_NEEDED = ("virtio_pci", "virtiofs", "overlay", "tun", "bridge", "veth")
+_WANTED = (
+    "virtio_rng", "af_packet", "vhost_net", "tap", "macvtap", "ifb", "dummy", "8021q", "bonding", "sch_netem", "sch_tbf", "sch_plug", "sch_ingress",
+    "cls_u32", "cls_bpf", "act_bpf", "act_mirred", "act_gact",
+)  # fmt: skip
+_MEMORY = "3G"
+_PATIENCE = 20
+"""What a second is to the lab inside: TCG in TCG is so much slower."""
+_DONE = ".nested-exit-status"
+_BOOT_S, _RUN_S = 300.0, 3600.0
+
+_INIT = """#!/bin/busybox sh
+export PATH=/bin
+busybox --install -s /bin
+mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
+for module in /modules/*; do insmod $module || echo "nested: $module can't be loaded"; done
+mount -t virtiofs root /lower || echo "nested: no root"
+mount -t tmpfs -o size=75% upper /upper; mkdir /upper/files /upper/work
+mount -t overlay -o lowerdir=/lower,upperdir=/upper/files,workdir=/upper/work root /new || echo "nested: no overlay"
+for folder in @SHARED@; do mkdir -p /new$folder; mount --bind /lower$folder /new$folder; done
+mount -t proc proc /new/proc; mount -t sysfs sys /new/sys; mount --bind /dev /new/dev
+mkdir -p /new/dev/shm /new/dev/pts; mount -t tmpfs shm /new/dev/shm; mount -t devpts pts /new/dev/pts
+mount -t tmpfs tmp /new/tmp; mount -t tmpfs run /new/run
+for folder in @BELOW_TMP@; do mkdir -p /new$folder; mount --bind /lower$folder /new$folder; done
+ip link set lo up 2>/dev/null || ifconfig lo up
+echo "nested: ready, kernel $(uname -r)"
+chroot /new /bin/sh -c @COMMAND@
+echo $? >/new@RESULTS@/@DONE@
+sync
+echo "nested: done"
+poweroff -f
+"""
+
+
+async def run_nested(
+    arguments: Sequence[str], *, host_kernel: str, results: Path, cache: Path, progress: Callable[[str], None]
+) -> int:
+    """Run this program with `arguments` in a first-level guest with the given kernel; its exit status.
+
+    `host_kernel`: "debian", or a bzImage with its modules where an installed kernel has them. `EnvironmentLackError` where QEMU, virtiofsd or the
+    drivers that the guest's root needs are missing.
+    """
+    qemu, daemon = _program("qemu-system-x86_64"), _program("virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd")
+    if os.geteuid():
+        raise EnvironmentLackError("the nested lab shares this host's root with its guest, which only root can do", hint="run it as root")
+    results = results.absolute()
+    results.mkdir(parents=True, exist_ok=True)
+    (results / _DONE).unlink(missing_ok=True)
+    async with AsyncExitStack() as stack:
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="switchover-nested-")))
+        progress("looking for the first-level guest's kernel")
+        bzimage, modules = await _kernel(host_kernel, cache=cache, work=work)
+        (work / "bzImage").write_bytes(bzimage)
+        (work / "initrd.cpio").write_bytes(await _initrd(modules, command=_command(arguments, results=results, cache=cache), results=results, cache=cache))
+        socket = work / "root.sock"
+        await _start(stack, [daemon, f"--socket-path={socket}", "-o", "source=/", "-o", "sandbox=chroot", "-o", "cache=auto"], log=work / "virtiofsd.log")
+        await Deadline(10.0).poll(lambda: _exists(socket), awaited="virtiofsd to listen")
+        console = work / "console.log"
+        machine = await _start(stack, [
+            qemu, "-machine", "q35,memory-backend=mem", "-accel", "tcg,thread=multi", "-cpu", "qemu64,+rdrand,+ssse3,+sse4.1,+sse4.2,+popcnt",
+            "-smp", str(os.cpu_count() or 1), "-m", _MEMORY, "-object", f"memory-backend-memfd,id=mem,size={_MEMORY},share=on",
+            "-nodefaults", "-display", "none", "-no-reboot", "-serial", f"file:{console}", "-device", "virtio-rng-pci",
+            "-chardev", f"socket,id=root,path={socket}", "-device", "vhost-user-fs-pci,chardev=root,tag=root",
+            "-kernel", str(work / "bzImage"), "-initrd", str(work / "initrd.cpio"), "-append", "console=ttyS0 quiet panic=-1 rdinit=/init",
+        ], log=work / "qemu.log")  # fmt: skip
+        progress("booting the first-level guest")
+        try:
+            await _follow(machine, console, progress=progress)
+        finally:
+            with suppress(OSError):
+                shutil.copy(console, results / "nested-console.log")
+    try:
+        return int((results / _DONE).read_text())
+    except (OSError, ValueError):
+        raise TestbedError(f"the first-level guest ended without a word; its console is {results / 'nested-console.log'}") from None
+
+
+def _program(name: str, *others: str) -> str:
+    found = shutil.which(name) or next((path for path in others if Path(path).exists()), None)
+    if found is None:
+        raise EnvironmentLackError(f"the nested lab needs {name}", hint="apt-get install qemu-system-x86 qemu-system-common")
+    return found
+
+
+async def _exists(path: Path) -> bool:
+    return path.exists()
+
+
+async def _start(stack: AsyncExitStack, argv: list[str], *, log: Path) -> asyncio.subprocess.Process:
+    """A process that ends with the block, and with us."""
+    setpriv = shutil.which("setpriv")
+    prefix = [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
+    with log.open("wb") as output:
+        process = await asyncio.create_subprocess_exec(
+            *prefix, *argv, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+
+    async def end() -> None:
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+
+    stack.push_async_callback(end)
+    return process
+
+
+async def _follow(machine: asyncio.subprocess.Process, console: Path, *, progress: Callable[[str], None]) -> None:
+    """Pass the guest's lines on until it ends."""
+    read, ready = 0, False
+    boot, run = Deadline(_BOOT_S), Deadline(_RUN_S)
+    while machine.returncode is None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(machine.wait()), timeout=0.5)
+        text = console.read_text(errors="replace") if console.exists() else ""
+        whole = text.rfind("\n") + 1
+        for line in text[read:whole].splitlines():
+            ready = ready or line.startswith("nested: ready")
+            progress(f"inside: {line.strip()}")
+        read = max(read, whole)
+        limit = run if ready else boot
+        if limit.expired:
+            raise limit.error("the first-level guest to end" if ready else "the first-level guest to be ready", seen=text[-300:])
+
+
+async def _kernel(host_kernel: str, *, cache: Path, work: Path) -> tuple[bytes, list[Module]]:
+    """The kernel and the modules that the first-level guest loads, each after those it needs."""
+    if host_kernel == DEBIAN:
+        name = await packages.real_kernel_package(_METAPACKAGE)
+        (package,) = [each for each in await packages.resolve([name]) if each.name == name]
+        (archive,) = await packages.download([package], folder=cache / "packages")
+        root = await packages.unpack(archive, folder=work / "kernel")
+        (path,) = (root / "boot").glob("vmlinuz-*")
+    else:
+        path, root = Path(host_kernel), Path("/")
+        if not path.is_file():
+            raise UsageError(f"there is no kernel {path}", hint='give a bzImage, or "debian"')
+    bzimage = path.read_bytes()
+    release = kernel_release(bzimage, what=str(path))
+    candidates = [root / "lib/modules" / release, path.parent.parent / "lib/modules" / release]
+    folder = next((each for each in candidates if each.is_dir()), None)
+    wishes = [ModuleWish(name=each, required=each in _NEEDED) for each in (*_NEEDED, *_WANTED)]
+    return bzimage, resolve_modules(wishes, folder=folder, vmlinux=lambda: extract_vmlinux(bzimage, what=str(path)), release=release)
+
+
+def _command(arguments: Sequence[str], *, results: Path, cache: Path) -> str:
+    """The shell command inside: this program, from where it is, with the same interpreter."""
+    here = Path(__file__).parent.parent
+    environment = {
+        "SWITCHOVER_CACHE": str(cache), "SWITCHOVER_RESULTS": str(results), "SWITCHOVER_PATIENCE": str(_PATIENCE), "PYTHONPATH": str(here),
+        "PYTHONDONTWRITEBYTECODE": "1", "HOME": "/root", "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
+    }  # fmt: skip
+    words = [f"{key}={shlex.quote(value)}" for key, value in environment.items()]
+    program = [sys.executable, "-c", "from harness.cli.app import main; main()", *arguments]
+    return f"cd {shlex.quote(str(here))} && env {' '.join(words)} {shlex.join(program)} 2>&1"
+
+
+async def _initrd(modules: Sequence[Module], *, command: str, results: Path, cache: Path) -> bytes:
+    """Busybox, the modules in their order, and the first process."""
+    (package,) = [each for each in await packages.resolve(["busybox-static"]) if each.name == "busybox-static"]
+    (archive,) = await packages.download([package], folder=cache / "packages")
+    tree = Tree()
+    with tempfile.TemporaryDirectory() as folder:
+        root = await packages.unpack(archive, folder=Path(folder))
+        tree.file("bin/busybox", (root / "bin/busybox").read_bytes(), mode=0o755)
+    for folder in ("proc", "sys", "dev", "lower", "upper", "new"):
+        tree.folder(folder)
+    tree.character_device("dev/console", major=5, minor=1)
+    for number, module in enumerate(modules):
+        tree.file(f"modules/{number:03d}-{module.name}.ko", module.content)
+    # What lies below a folder that becomes a tmpfs is bound after that.
+    shared = [str(cache), str(results), str(Path(__file__).parent.parent), str(Path(sys.prefix))]
+    below = [path for path in shared if path.startswith(("/tmp/", "/run/"))]
+    script = _INIT
+    for name, value in (
+        ("SHARED", " ".join(shlex.quote(path) for path in shared[:2] if path not in below)), ("BELOW_TMP", " ".join(map(shlex.quote, below))),
+        ("COMMAND", shlex.quote(command)), ("RESULTS", str(results)), ("DONE", _DONE),
+    ):  # fmt: skip
+        script = script.replace(f"@{name}@", value)
+    tree.file("init", script.encode(), mode=0o755)
+    return tree.to_cpio()
