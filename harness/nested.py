@@ -196,6 +196,12 @@ async def _initrd(modules: Sequence[Module], *, command: str, results: Path, cac
     tree.character_device("dev/console", major=5, minor=1)
     for number, module in enumerate(modules):
         tree.file(f"modules/{number:03d}-{module.name}.ko", module.content)
+    tree.file("init", _script(command, results=results, cache=cache).encode(), mode=0o755)
+    return tree.to_cpio()
+
+
+def _script(command: str, *, results: Path, cache: Path) -> str:
+    """The first process: mounts, modules, the command, its status, the end."""
     # What lies below a folder that becomes a tmpfs is bound after that.
     shared = [str(cache), str(results), str(Path(__file__).parent.parent), str(Path(sys.prefix))]
     below = [path for path in shared if path.startswith(("/tmp/", "/run/"))]
@@ -205,5 +211,4 @@ async def _initrd(modules: Sequence[Module], *, command: str, results: Path, cac
         ("COMMAND", shlex.quote(command)), ("RESULTS", str(results)), ("DONE", _DONE),
     ):  # fmt: skip
         script = script.replace(f"@{name}@", value)
-    tree.file("init", script.encode(), mode=0o755)
-    return tree.to_cpio()
+    return script

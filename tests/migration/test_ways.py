@@ -7,7 +7,10 @@ import pytest
 from harness.migrate.trials import TRIALS, Trial
 
 RATE_PPS = 500
-SMOKE = ("tcp", "fd", "exec", "file", "multifd", "tls-authz", "postcopy-preempt", "x-ignore-shared", "dirty-bitmaps")
+SMOKE = (
+    "tcp", "tcp6", "fd", "exec", "file", "multifd", "multifd-zstd", "tls-authz", "postcopy-preempt", "postcopy-release-ram", "x-ignore-shared",
+    "background-snapshot", "dirty-bitmaps",
+)  # fmt: skip
 """One of each kind; the others are for the nightly run."""
 
 

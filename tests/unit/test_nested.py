@@ -1,0 +1,54 @@
+"""The nested lab's first process and the command that it runs; the guest itself is for the nightly run."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness import nested
+from harness.errors import EnvironmentLackError
+from harness.host.deadline import PATIENCE, Deadline
+
+CACHE, RESULTS = Path("/root/a cache"), Path("/srv/results")
+
+
+def test_the_command_is_this_program_with_the_same_arguments():
+    text = nested._command(["run", "udp-none", "--set", "network.vhost=true"], results=RESULTS, cache=CACHE)
+    words = shlex.split(text)
+    assert words[:2] == ["cd", str(Path(nested.__file__).parent.parent)]
+    assert {"SWITCHOVER_CACHE=/root/a cache", "SWITCHOVER_RESULTS=/srv/results", "SWITCHOVER_PATIENCE=20"} <= set(words)
+    at = words.index(sys.executable)
+    assert words[at + 1 : -1] == ["-c", "from harness.cli.app import main; main()", "run", "udp-none", "--set", "network.vhost=true"]
+
+
+@pytest.mark.parametrize("results", [RESULTS, Path("/tmp/results")])
+def test_the_first_process_is_a_script_that_a_shell_reads(results):
+    command = nested._command(["run", "it's"], results=results, cache=CACHE)
+    script = nested._script(command, results=results, cache=CACHE)
+    assert "@" not in script.replace('"$@"', "")
+    subprocess.run(["sh", "-n"], input=script, text=True, check=True)
+    lines = script.splitlines()
+    bound = [line for line in lines if "--bind /lower" in line]
+    assert (str(results) in bound[0]) is (results == RESULTS)
+    tmpfs = next(n for n, line in enumerate(lines) if "/new/tmp" in line)
+    assert all(n > tmpfs for n, line in enumerate(lines) if line.startswith("for folder in") and "/tmp/results" in line)
+    assert f"echo $? >/new{results}/{nested._DONE}" in script
+
+
+def test_a_missing_program_is_a_lack_with_its_mend(monkeypatch):
+    monkeypatch.setattr(nested.shutil, "which", lambda name: None)
+    with pytest.raises(EnvironmentLackError, match="the nested lab needs virtiofsd") as lack:
+        nested._program("virtiofsd", "/nowhere/virtiofsd")
+    assert "apt-get install" in str(lack.value.hint)
+
+
+def test_patience_makes_every_deadline_longer(monkeypatch):
+    assert PATIENCE == 1
+    monkeypatch.setattr("harness.host.deadline.PATIENCE", 10.0)
+    assert Deadline(2.0).seconds == 20.0
+    assert 19.0 < Deadline(100.0).within(2.0).remaining_s <= 20.0
+    assert Deadline(2.0).within(100.0).remaining_s <= 20.0
