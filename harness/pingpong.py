@@ -28,6 +28,8 @@ from harness.store.rundir import RunDirectory
 
 __all__ = ["ping_pong"]
 
+_SETTLE_S = 10.0
+
 
 async def ping_pong(scenario: Scenario, *, times: int, options: RunOptions, progress: Callable[[str], None]) -> PingPong:
     """Migrate the scenario's guest `times` times, from machine to machine; each round leaves a run directory below `options.results`.
@@ -56,6 +58,7 @@ async def ping_pong(scenario: Scenario, *, times: int, options: RunOptions, prog
 async def _round(lab: Lab, scenario: Scenario, *, folder: Path) -> tuple[RunResult, str]:
     """One migration under the scenario's traffic: its result, and why it failed (empty if it did not)."""
     timing = scenario.timing
+    await lab.settle(deadline=Deadline(_SETTLE_S))
     directory = RunDirectory.create(folder, scenario.name)
     # The machines' sides change with each migration; the scenario says what was asked for at the start.
     asked = msgspec.structs.replace(
