@@ -29,6 +29,7 @@ from harness.errors import DeadlineError, SwitchoverError, TestbedError
 from harness.host.bridge import PortFlags
 from harness.host.deadline import Deadline
 from harness.host.learning import BridgeWatch
+from harness.host.migration_link import LinkShape
 from harness.host.network import MANAGEMENT_BRIDGE, Network, Port
 from harness.host.warden import SCRATCH, Warden
 from harness.migrate.account import FrameAccount
@@ -94,6 +95,7 @@ class LabSettings(msgspec.Struct, frozen=True, kw_only=True):
     cpu: str | None = None
     peer: Peer = Peer.GUEST
     topology: Topology = Topology.ONE_BRIDGE
+    link: LinkShape = LinkShape()
     mtu: int = 1500
     queues: int = 1
     enabled_queues: int | None = None
@@ -178,7 +180,7 @@ class Lab:
         """Bring the pair up: both ends have link and address, and answer."""
         began = time.monotonic()
         await self.warden.start()
-        await self.network.start(mtu=self.settings.mtu, topology=self.settings.topology)
+        await self.network.start(mtu=self.settings.mtu, topology=self.settings.topology, link=self.settings.link)
         self.learning = await self.network.watch_learning()
         self.figures["lab_s"] = time.monotonic() - began
         deadline = Deadline(self.settings.boot_s)
@@ -270,7 +272,9 @@ class Lab:
             qmp=self._log(f"qmp-{name}.jsonl", "w"), agent=self._log(f"agent-{name}.jsonl", "w"),
             console=self._log(f"console-{name}.log", "wb"),
         )
-        machine = Machine(spec, role=role, warden=self.warden, timeline=self.timeline, logs=logs)
+        machine = Machine(
+            spec, role=role, warden=self.warden, timeline=self.timeline, logs=logs, netns=self.network.namespace_of(name)
+        )
         if self._logs is not None:
             (self._logs / f"argv-{name}.json").write_text(json.dumps(machine.argv, indent=1) + "\n")
         self._machines.append(machine)

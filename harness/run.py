@@ -22,6 +22,7 @@ from harness.errors import MigrationError, SwitchoverError, TestbedError
 from harness.host.accel import choose_accelerator
 from harness.host.deadline import Deadline
 from harness.host.facts import host_facts
+from harness.host.migration_link import LinkShape
 from harness.lab import Lab, LabSettings
 from harness.migrate.checks import check_plan
 from harness.model.calibration import CalibrationResult
@@ -77,6 +78,9 @@ async def prepare(scenario: Scenario, *, options: RunOptions, progress: Progress
         static_neighbours=scenario.network.static_neighbours, destination_port=scenario.network.destination_port,
         enabled_queues=scenario.network.enabled_queues, nic_properties=nic_properties(scenario.network)[0],
         guest_nic_properties=guest_nic_properties(scenario.network), topology=scenario.network.topology,
+        link=LinkShape(
+            mbit_s=scenario.network.link_mbit_s, delay_ms=scenario.network.link_delay_ms, loss_percent=scenario.network.link_loss_percent
+        ),
         destination_nic_properties=nic_properties(scenario.network)[1], migration_devices=slow_device(scenario.guest.slow_device),
         cold=options.cold, state_uri=state_uri(features[0]), migration_properties=scenario.qemu.migration_properties,
     )  # fmt: skip

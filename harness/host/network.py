@@ -27,6 +27,7 @@ from pyroute2 import AsyncIPRoute
 from harness.errors import TestbedError
 from harness.host.bridge import BridgeControl, PortFlags, port_message
 from harness.host.learning import BridgeWatch
+from harness.host.migration_link import LinkShape, MigrationLink
 from harness.host.warden import Warden
 from harness.model.scenario import Topology
 
@@ -82,11 +83,11 @@ class Network:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def start(self, *, mtu: int = 1500, topology: Topology = Topology.ONE_BRIDGE) -> None:
-        """Bring up loopback and the bridges."""
+    async def start(self, *, mtu: int = 1500, topology: Topology = Topology.ONE_BRIDGE, link: LinkShape | None = None) -> None:
+        """Bring up loopback, the bridges, and between two hosts the migration link."""
         self._mtu = mtu
         self._topology = topology
-        hosts = HOST_BRIDGES if topology is Topology.TWO_BRIDGES else ()
+        hosts = () if topology is Topology.ONE_BRIDGE else HOST_BRIDGES
         # The lab's own ports are wires: without IPv6 they send nothing of their own.
         await self._warden.sysctl({"ipv6/conf/default/disable_ipv6": 1})
         sock = await self._netlink_socket()
@@ -102,6 +103,8 @@ class Network:
             await self._route.link("set", index=self._bridges[name], state="up", mtu=mtu)
         for name in hosts:
             await self._join(BRIDGE, name)
+        if topology is Topology.TWO_HOSTS:
+            await MigrationLink(self._warden).start(self._route, shape=link or LinkShape())
         await self._route.addr("add", index=self._bridges[MANAGEMENT_BRIDGE], address=MANAGEMENT_HOST, prefixlen=24)
         await self._warden.sysctl({f"ipv6/conf/{MANAGEMENT_BRIDGE}/disable_ipv6": 0, f"ipv6/conf/{MANAGEMENT_BRIDGE}/accept_dad": 0})
         await self._route.addr(
@@ -179,6 +182,15 @@ class Network:
         if self._topology is Topology.ONE_BRIDGE or not number.isdigit():
             return BRIDGE
         return HOST_BRIDGES[int(number) % 2]
+
+    def namespace_of(self, machine: str) -> str:
+        """The network namespace that a machine runs in."""
+        on_a_host = self._topology is Topology.TWO_HOSTS and machine.removeprefix("m").isdigit()
+        return MigrationLink.host_of(machine) if on_a_host else "lab"
+
+    def migration_address(self, machine: str) -> str | None:
+        """Where a machine listens for a migration over TCP; None for the loopback."""
+        return MigrationLink.address_of(machine) if self._topology is Topology.TWO_HOSTS else None
 
     async def _enslave(self, port: Port, bridge: str, flags: PortFlags | None) -> None:
         # The queue's length can only be set while the device is down, and a port forwards from "up" on.

@@ -51,6 +51,14 @@ def check_plan(
         raise UsageError(
             f"{plan.mechanism} works on one bridge, network.topology is {scenario.network.topology}", hint='set network.topology to "one-bridge"'
         )
+    network = scenario.network
+    if network.topology is Topology.TWO_HOSTS and (plan.transport is not Transport.TCP or scenario.guest.shared_memory):
+        raise UsageError(
+            f"between two hosts a migration goes over TCP, and nothing is shared; migration.transport is {plan.transport}",
+            hint='set migration.transport to "tcp", and guest.shared_memory to false',
+        )
+    if network.topology is not Topology.TWO_HOSTS and (network.link_mbit_s or network.link_delay_ms or network.link_loss_percent):
+        raise UsageError("only two hosts have a migration link", hint='set network.topology to "two-hosts", or leave network.link_* out')
     mechanism.refuse(plan, scenario)
     wanted = tuple(dict.fromkeys((*plan.capabilities, *mechanism.capabilities, *plan.only_at_source)))
     parameters = effective_parameters(plan.mode, plan.parameters, tls=plan.tls)

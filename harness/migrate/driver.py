@@ -111,7 +111,7 @@ class MigrationDriver:
         self._passage = WayContext(
             plan=plan, source=source.machine, destination=destination.machine, warden=network.warden, deadline=deadline,
             capabilities=tuple(dict.fromkeys((*plan.capabilities, *self._mechanism.capabilities, *self._needed_pause()))),
-            note=self._notes.append, event=self._event,
+            note=self._notes.append, event=self._event, host=network.migration_address(destination.machine.spec.name),
         )  # fmt: skip
         self._early_stop: StopPoint | None = None
         self._early_reason = ""

@@ -36,6 +36,9 @@ VARIETY: tuple[Trial, ...] = (
     Trial(name="ipv6-handover", group="network", traffic={"ip": 6}, mechanism="tap-handover"),
     _network("two-bridges", topology="two-bridges"),
     Trial(name="two-bridges-postcopy", group="network", network={"topology": "two-bridges"}, migration={"mode": "postcopy"}),
+    *(Trial(name=f"two-hosts-{name}", group="network", network={"topology": "two-hosts", **link}, migration={"transport": "tcp", **more})
+      for name, link, more in (("200-mbit", {"link_mbit_s": 200}, {}), ("postcopy", {"link_mbit_s": 200}, {"mode": "postcopy"}),
+                               ("10-ms", {"link_mbit_s": 200, "link_delay_ms": 5}, {}), ("lossy", {"link_mbit_s": 200, "link_loss_percent": 0.1}, {}))),
     Trial(name="broadcast", group="network", traffic={"cast": "broadcast", "direction": "to-guest"}),
     Trial(name="broadcast-flooded", group="network", traffic={"cast": "broadcast", "direction": "to-guest"},
           network={"destination_port": "from-start"}, expect={"duplicated": "> 0"}),

@@ -78,10 +78,14 @@ class DiskFormat(StrEnum):
 
 
 class Topology(StrEnum):
-    """`two-bridges`: each machine on a bridge of its own, as on two hosts; a third one joins them and has the peer."""
+    """`two-bridges`: each machine on a bridge of its own, as on two hosts; a third one joins them and has the peer.
+
+    `two-hosts`: the same, and each machine in a namespace of its own, with a routed link between them for the migration.
+    """
 
     ONE_BRIDGE = "one-bridge"
     TWO_BRIDGES = "two-bridges"
+    TWO_HOSTS = "two-hosts"
 
 
 class Obstacle(StrEnum):
@@ -184,12 +188,16 @@ class NetworkSection(_Section, frozen=True):
     """`static_neighbours`: permanent ARP and ND entries, so that address resolution adds nothing of its own.
 
     `queues`: queue pairs of the NIC under test; `enabled_queues`: how many the guest uses (else what its driver chooses).
+    `link_mbit_s`, `link_delay_ms`, `link_loss_percent`: what the migration link between two hosts does to each direction.
     `packed`: virtio's packed rings; `mergeable`: receive buffers that are merged; `offloads`: checksums and segmentation left to others.
     `iterative_delta`: what virtio-iterative sends at the stop is only what changed; `iterative_control` (on the destination): reset the
     device after the setup's load, or load the stop's state twice.
     """
 
     topology: Topology = Topology.ONE_BRIDGE
+    link_mbit_s: Annotated[float, Meta(gt=0, le=100_000)] | None = None
+    link_delay_ms: Annotated[float, Meta(ge=0, le=10_000)] = 0.0
+    link_loss_percent: Annotated[float, Meta(ge=0, lt=100)] = 0.0
     peer: Peer = Peer.GUEST
     mtu: Annotated[int, Meta(ge=1280, le=9000)] = 1500
     queues: Queues = 1

@@ -35,13 +35,14 @@ class Machine:
     """Starts QEMU in a lab and talks to it. `role` names it on the timeline ("source", "destination", "peer")."""
 
     def __init__(
-        self, spec: MachineSpec, *, role: str, warden: Warden, timeline: Timeline, logs: MachineLogs | None = None
+        self, spec: MachineSpec, *, role: str, warden: Warden, timeline: Timeline, logs: MachineLogs | None = None, netns: str = "lab"
     ) -> None:
         self.spec = spec
         self.role = role
         self._warden = warden
         self._timeline = timeline
         self._logs = logs or MachineLogs()
+        self._netns = netns
         self.qmp = Qmp(role, transcript=self._logs.qmp, on_event=self._event)
         self.agent = GuestAgent(role, transcript=self._logs.agent)
         self.console: Console | None = None
@@ -90,7 +91,7 @@ class Machine:
             with contextlib.ExitStack() as files:
                 if state is not None:
                     passed[int(Descriptor.STATE)] = files.enter_context(state.open("rb")).fileno()
-                self._process = await self._warden.spawn(self.spec.name, self.argv, fds=passed)
+                self._process = await self._warden.spawn(self.spec.name, self.argv, netns=self._netns, fds=passed)
         finally:
             for end in theirs:
                 end.close()

@@ -6,6 +6,7 @@ import pytest
 from test_modes import EVERYTHING
 
 from harness.errors import UsageError
+from harness.host.migration_link import LinkShape, queue_words
 from harness.host.network import Network
 from harness.migrate.checks import check_plan
 from harness.migrate.obstacles import with_obstacle
@@ -72,3 +73,31 @@ def test_a_mechanism_that_steers_the_bridge_wants_one():
     check_plan(MigrationPlan(), scenario=scenario, source=EVERYTHING, destination=EVERYTHING)
     with pytest.raises(UsageError, match="tap-handover works on one bridge"):
         check_plan(MigrationPlan(mechanism="tap-handover"), scenario=scenario, source=EVERYTHING, destination=EVERYTHING)
+
+
+def test_two_hosts_are_joined_by_tcp_alone():
+    scenario = Scenario(name="x", network=NetworkSection(topology=Topology.TWO_HOSTS, link_mbit_s=100))
+    check_plan(MigrationPlan(transport=Transport.TCP), scenario=scenario, source=EVERYTHING, destination=EVERYTHING)
+    with pytest.raises(UsageError, match="between two hosts a migration goes over TCP"):
+        check_plan(MigrationPlan(), scenario=scenario, source=EVERYTHING, destination=EVERYTHING)
+    with pytest.raises(UsageError, match="only two hosts have a migration link"):
+        check_plan(
+            MigrationPlan(), scenario=Scenario(name="x", network=NetworkSection(link_delay_ms=5)), source=EVERYTHING, destination=EVERYTHING
+        )
+
+
+def test_machines_are_on_the_hosts_by_turns_and_are_reached_there():
+    network = Network(warden=None)  # type: ignore[arg-type]
+    assert (network.namespace_of("m1"), network.migration_address("m1")) == ("lab", None)
+    network._topology = Topology.TWO_HOSTS
+    assert [network.namespace_of(name) for name in ("m0", "m1", "m2", "peer")] == ["host-a", "host-b", "host-a", "lab"]
+    assert [network.migration_address(name) for name in ("m0", "m1")] == ["10.79.0.1", "10.79.1.1"]
+    assert network.bridge_of("m1") == "br-b"
+
+
+def test_the_link_is_shaped_by_tbf_and_with_delay_or_loss_by_netem():
+    assert queue_words(LinkShape()) == []
+    assert queue_words(LinkShape(mbit_s=200)) == ["tbf", "rate", "200mbit", "burst", "256kb", "latency", "100ms"]
+    assert queue_words(LinkShape(mbit_s=10, delay_ms=2.5, loss_percent=0.1)) == [
+        "netem", "delay", "2.5ms", "loss", "0.1%", "limit", "100000", "rate", "10mbit",
+    ]  # fmt: skip
