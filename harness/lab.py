@@ -31,6 +31,7 @@ from harness.host.deadline import Deadline
 from harness.host.learning import BridgeWatch
 from harness.host.migration_link import LinkShape
 from harness.host.network import MANAGEMENT_BRIDGE, Network, Port
+from harness.host.vhost import count_vhost_workers
 from harness.host.warden import SCRATCH, Warden
 from harness.migrate.account import FrameAccount
 from harness.migrate.driver import MigrationDriver, MigrationRecord
@@ -208,6 +209,8 @@ class Lab:
         if self.settings.dirty_mib_s:
             rate, size = self.settings.dirty_mib_s, self.settings.dirty_mib
             await mobile.agent.shell(f"swgen dirty --rate-mib {rate:g} --size-mib {size} </dev/null >/dev/null 2>&1 &")
+        if self.settings.vhost:
+            self.figures["vhost_workers"] = float(count_vhost_workers())
         self.figures["ready_s"] = time.monotonic() - began
         self._event("ready", {"cold": self.settings.cold})
 
