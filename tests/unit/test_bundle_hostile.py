@@ -854,3 +854,30 @@ def test_a_bundle_whose_file_changes_while_it_is_read_is_refused(sound, tmp_path
     with pytest.raises(BundleError, match="may not give that"), open_bundle(path):
         pass
     assert len(calls) == 2
+
+
+def test_words_of_a_bundle_stay_words_in_the_page(sound, empty_place, monkeypatch, capsys):
+    """Everything printable is allowed in a note; in HTML it must not become markup."""
+    script = "</svg></style><script>alert(1)</script><img src=x onerror=alert(2)>"
+    archive = Archive(sound)
+    for name in ("run.json", "result.json"):
+        document = archive.json(name)
+        document["notes"] = [script]
+        document["scenario"]["description"] = script
+        document["host"] = {"kernel": script, "distribution": script}
+        document["guest"] = {"kernel": script, "image": script}
+        archive.put_json(name, document)
+    archive.files["scenario.toml"] = archive.files["scenario.toml"].replace(b'description = ""', b"description = " + msgspec.json.encode(script), 1)
+    event = {"t_ns": archive.json("run.json")["traffic_start_ns"] + 5_000_000, "source": script, "name": script, "data": {"status": script}}
+    archive.files["events.jsonl"] = b"".join(msgspec.json.encode(event | {"name": name}) + b"\n" for name in (script, "MIGRATION", "STOP", "FDB"))
+    archive.list_members()
+    path = empty_place / "x.tar.zst"
+    path.write_bytes(sealed(pack(archive.entries())))
+    monkeypatch.setattr(sys, "argv", ["switchover", "report", str(path), "--output", str(empty_place / "x.html")])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code in (0, None), capsys.readouterr().err
+    page = (empty_place / "x.html").read_text()
+    assert "alert(1)" in page
+    assert "<script>alert" not in page
+    assert "<img" not in page
