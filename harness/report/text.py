@@ -118,14 +118,21 @@ def _migration(result: RunResult, start_ns: int) -> str:
 
 
 def _events(events: Sequence[Event], start_ns: int) -> str:
-    shown = [event for event in events if event.source == "harness" or event.name in _TELLING]
-    lines = [f"{_at(event.t_ns, start_ns):>12}  {event.source:<11}  {event.name}  {_data(event)}" for event in shown[:_MOST_EVENTS]]
+    shown = [event for event in events if event.source == "harness" or event.name in _TELLING or _is_error(event)]
+    lines = [f"{_at(event.t_ns, start_ns):>12}  {event.source:<11}  {'says' if _is_error(event) else event.name}  {_data(event)}" for event in shown[:_MOST_EVENTS]]
     if len(shown) > _MOST_EVENTS:
         lines.append(f"{'':>12}  ... and {len(shown) - _MOST_EVENTS} more")
     return "\n".join(lines)
 
 
+def _is_error(event: Event) -> bool:
+    """A line that a QEMU put on its error output, which the timeline has beside the trace points."""
+    return event.name == "trace:qemu" and "warning: " not in str(event.data.get("text", ""))
+
+
 def _data(event: Event) -> str:
+    if _is_error(event):
+        return textwrap.shorten(str(event.data.get("text", "")).partition(": ")[2], 120)
     return textwrap.shorten(", ".join(f"{name} = {value}" for name, value in event.data.items()), 80)
 
 

@@ -21,6 +21,8 @@ from harness.report.text import run_report
 def test_a_report_tells_what_was_run_and_where_the_packets_went(tmp_path):
     run = make_run(tmp_path)
     text = run_report(run.result(), [
+        Event(t_ns=START + 99 * STEP, source="m1", name="trace:qemu", data={"text": "-system-x86_64: load of migration failed: Invalid argument"}),
+        Event(t_ns=START + 1 * STEP, source="m1", name="trace:qemu", data={"text": "-system-x86_64: -trace enable=x: warning: no such event"}),
         Event(t_ns=START + 100 * STEP, source="source", name="STOP"), Event(t_ns=START + 101 * STEP, source="m0", name="trace:runstate_set"),
     ])  # fmt: skip
     assert "demo: FAIL (completed), none, tcg" in text
@@ -29,7 +31,9 @@ def test_a_report_tells_what_was_run_and_where_the_packets_went(tmp_path):
     stopped = next(line for line in text.splitlines() if line.startswith("stopped"))
     assert stopped.split()[-3:] == ["20", "/", "20"]
     assert "     100.000  source       STOP" in text
+    assert "      99.000  m1           says  load of migration failed: Invalid argument" in text
     assert "trace:" not in text
+    assert "warning" not in text
     assert "Announcements" not in text
 
 
