@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where the data that is not Python lies: the guest image recipe, the generator's source, the QEMU patches."""
+"""Where the data that no module is lies: the guest image recipe, the generator's source, the QEMU patches, the suite."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness.errors import TestbedError
 
-__all__ = ["image_resources"]
+__all__ = ["image_resources", "suite_resources"]
 
 
 def image_resources() -> Path:
@@ -22,3 +22,14 @@ def image_resources() -> Path:
             return candidate
     looked = ", ".join(str(candidate) for candidate in candidates)
     raise TestbedError(f"the guest image recipe is missing (looked in {looked})", hint="install switchover again")
+
+
+def suite_resources() -> Path:
+    """The folder of the suite that users run on their own QEMU: the checkout's ``tests/migration``, or a wheel's copy of it."""
+    package = Path(__file__).resolve().parent
+    candidates = [package / "_suite", package.parent / "tests" / "migration"]
+    for candidate in candidates:
+        if (candidate / "test_none.py").is_file():
+            return candidate
+    looked = ", ".join(str(candidate) for candidate in candidates)
+    raise TestbedError(f"the suite is missing (looked in {looked})", hint="install switchover again")

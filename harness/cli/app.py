@@ -16,7 +16,7 @@ import typer
 
 from harness import __version__
 from harness.cache import cache_dir
-from harness.cli import bisecting, history
+from harness.cli import bisecting, history, suite
 from harness.cli.bundle_app import register as register_bundles
 from harness.cli.matrix import register as register_matrix
 from harness.cli.progress import reporting
@@ -45,6 +45,7 @@ app.add_typer(qemu_app, name="qemu")
 history.register(app)
 bisecting.register(app)
 register_matrix(app)
+suite.register(app)
 
 Json = Annotated[bool, typer.Option("--json", help="JSON on standard output, nothing else.")]
 Results = Annotated[Path | None, typer.Option("--results", help="Where run directories go.", envvar="SWITCHOVER_RESULTS")]

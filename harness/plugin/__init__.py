@@ -11,6 +11,7 @@ the reason. Every worker of pytest-xdist has labs of its own.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,35 +19,40 @@ from typing import Any
 import pytest
 
 from harness.errors import EnvironmentLackError, SwitchoverError
+from harness.migrate.mechanisms import MECHANISMS
 from harness.plugin.loop import LoopThread
 from harness.plugin.pair import GuestPair, Settings, TrafficFactory
+from harness.plugin.pool import Pool
+from harness.plugin.told import told
 
-__all__ = ["guest_pair", "lab", "ping", "tcp", "udp"]
+__all__ = ["guest_pair", "lab", "mechanism", "ping", "tcp", "udp"]
 
 _OPTIONS = (
-    ("--switchover-qemu", "QEMU", "system", "QEMU of the source: a name of `switchover qemu list`, or a path"),
+    ("--switchover-qemu", "QEMU", None, "QEMU of the source: a name of `switchover qemu list`, or a path (a test's own, else the host's)"),
     ("--switchover-qemu-destination", "QEMU", None, "QEMU of the destination (the source's unless given)"),
     ("--switchover-kernel", "FILE", None, "a bzImage for the guests (its modules folder beside it or in /lib/modules)"),
     ("--switchover-image", "FOLDER", None, "a guest image folder"),
     ("--switchover-accel", "NAME", "auto", "auto, kvm or tcg"),
     ("--switchover-results", "FOLDER", None, "where run directories go (a temporary folder unless given)"),
 )
+_PAIR = pytest.StashKey[GuestPair]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("switchover", "live migration and the network")
     for name, metavar, default, text in _OPTIONS:
         group.addoption(name, metavar=metavar, default=default, help=text)
+    group.addoption("--switchover-repeat", metavar="N", type=int, default=1, help="run every test that uses guest_pair so often")
     group.addoption(
-        "--switchover-repeat", metavar="N", type=int, default=1, help="run every test that uses guest_pair so often"
+        "--switchover-keep", choices=["all", "failed"], default="all", help="which tests' run directories stay (failed: those of passed ones are removed)"
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "switchover(requires=[...], peer='namespace'|'guest', cold=False, qemu=NAME, **lab settings): what the test's lab is, and"
-        " the features (names of `switchover features`) without which the test is skipped",
+        "switchover(requires=[...], scope='function'|'module'|'session', peer='namespace'|'guest', cold=False, qemu=NAME, **lab settings): what"
+        " the test's lab is, the features (names of `switchover features`) without which it is skipped, and which tests share a pair",
     )
     config.addinivalue_line("markers", "nightly: a long campaign, run by `make nightly` only")
 
@@ -85,6 +91,13 @@ def pytest_runtest_makereport(
             report.longrepr = f"{type(error).__name__}: {error}"
             # The testbed broke, whatever the phase: pytest calls that an error, and "call" a failure.
             report.sections.append(("switchover", "the testbed broke; this says nothing about the claim under test"))
+    pair = item.stash.get(_PAIR, None)
+    if pair is not None and call.when == "call":
+        if report.failed and pair.directories:
+            report.sections.append(("switchover: what became of the packets", told(pair.directories)))
+        elif report.passed and item.config.getoption("--switchover-keep") == "failed":
+            for directory in pair.directories:
+                shutil.rmtree(directory, ignore_errors=True)
     return report
 
 
@@ -100,11 +113,26 @@ def _switchover_results(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return Path(given) if given else tmp_path / "results"
 
 
+@pytest.fixture(scope="session")
+def _switchover_session_pool(_switchover_loop: LoopThread) -> Iterator[Pool]:
+    pool = Pool(_switchover_loop)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="module")
+def _switchover_module_pool(_switchover_loop: LoopThread) -> Iterator[Pool]:
+    pool = Pool(_switchover_loop)
+    yield pool
+    pool.close()
+
+
 @pytest.fixture
 def guest_pair(
     request: pytest.FixtureRequest, _switchover_loop: LoopThread, _switchover_results: Path
 ) -> Iterator[GuestPair]:
-    """A fresh pair of guests in a lab of its own, started warm; gone after the test."""
+    """A pair of guests in a lab of its own, started warm. Fresh and gone after the test, unless the marker's `scope` shares it: then it is
+    used again as long as each test left it as it was."""
     marker = request.node.get_closest_marker("switchover")
     option = request.config.getoption
     settings = Settings(
@@ -112,10 +140,29 @@ def guest_pair(
         kernel=option("--switchover-kernel"), image=option("--switchover-image"), accel=option("--switchover-accel"),
         results=_switchover_results, name=request.node.name,
     ).with_marker(marker.kwargs if marker is not None else {})  # fmt: skip
-    with GuestPair.open(settings, loop=_switchover_loop) as pair:
-        yield pair
-        for key, value in pair.properties.items():
-            request.node.user_properties.append((key, value))
+    if settings.scope == "function":
+        with GuestPair.open(settings, loop=_switchover_loop) as pair:
+            yield from _lent(request.node, pair)
+        return
+    pool: Pool = request.getfixturevalue(f"_switchover_{settings.scope}_pool")
+    pair = pool.take(settings)
+    try:
+        yield from _lent(request.node, pair)
+    finally:
+        pool.give_back(settings)
+
+
+def _lent(item: pytest.Item, pair: GuestPair) -> Iterator[GuestPair]:
+    item.stash[_PAIR] = pair
+    yield pair
+    item.user_properties += pair.properties.items()
+    del item.stash[_PAIR]
+
+
+@pytest.fixture(params=list(MECHANISMS))
+def mechanism(request: pytest.FixtureRequest) -> str:
+    """The name of each mechanism by turns; `guest_pair.migrate(mechanism=mechanism)` skips where QEMU lacks it."""
+    return str(request.param)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import logging
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,6 +33,7 @@ from harness.model.scenario import (
 from harness.model.streams import plan_traffic
 from harness.model.traffic_rules import traffic_problems
 from harness.plugin.loop import LoopThread
+from harness.plugin.told import figures_of
 from harness.recording import Recording, Respec
 from harness.run import RunOptions, prepare
 from harness.store.rundir import RunDirectory
@@ -43,16 +45,18 @@ __all__ = ["GuestPair", "Settings", "Stream", "TrafficFactory"]
 
 TrafficFactory = Callable[..., contextlib.AbstractContextManager["Stream"]]
 T = TypeVar("T")
+log = logging.getLogger("switchover")
 
 _RUN_S = 180.0
 _DRAIN_S = 0.3
 _SETTLE_S = 10.0
+_SCOPES = ("function", "module", "session")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What a test's pair is made of, from the options and the marker."""
 
-    qemu: str
+    qemu: str | None
     qemu_destination: str | None
     kernel: str | None
     image: str | None
@@ -61,12 +65,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     requires: tuple[str, ...] = ()
     cold: bool = False
+    scope: str = "function"
     guest: dict[str, Any] = {}
     migration_properties: dict[str, str] = {}
     network: dict[str, Any] = msgspec.field(default_factory=lambda: {"peer": "namespace"})
 
+    @property
+    def kind(self) -> str:
+        """What makes two tests' pairs the same pair."""
+        own = msgspec.structs.replace(self, name="", requires=(), results=Path())
+        return msgspec.json.encode(msgspec.to_builtins(own, enc_hook=str), order="deterministic").decode()
+
     def with_marker(self, marker: Mapping[str, Any]) -> Settings:
-        """With what the marker says; `UsageError` for a word it doesn't know."""
+        """With what the marker says; `UsageError` for a word it doesn't know. A marker's `qemu` stands back behind the option's."""
         guest, network, plain = dict(self.guest), dict(self.network), dict[str, Any]()
         for key, value in marker.items():
             if key in GuestSection.__struct_fields__:
@@ -74,13 +85,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             elif key in NetworkSection.__struct_fields__:
                 network[key] = value
             elif key == "qemu":
-                plain.update(qemu=value, qemu_destination=value)
+                if self.qemu is None:
+                    plain.update(qemu=value, qemu_destination=self.qemu_destination or value)
             elif key == "migration_properties":
                 plain[key] = dict(value)
-            elif key in ("requires", "cold"):
+            elif key in ("requires", "cold", "scope"):
+                if key == "scope" and value not in _SCOPES:
+                    raise UsageError(f"the marker switchover: scope is not {value!r}", hint=f"it is one of {', '.join(_SCOPES)}")
                 plain[key] = tuple(value) if key == "requires" else value
             else:
-                known = ["requires", "cold", "qemu", "migration_properties", *GuestSection.__struct_fields__, *NetworkSection.__struct_fields__]
+                known = ["requires", "cold", "qemu", "scope", "migration_properties", *GuestSection.__struct_fields__, *NetworkSection.__struct_fields__]
                 raise UsageError(f"the marker switchover knows no {key!r}", hint=f"it knows {', '.join(known)}")
         return msgspec.structs.replace(self, guest=guest, network=network, **plain)
 
@@ -92,7 +106,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             guest=msgspec.convert({"kernel": self.kernel, "image": self.image} | self.guest, GuestSection),
             network=msgspec.convert(self.network, NetworkSection),
             qemu=QemuSection(
-                source=self.qemu, destination=self.qemu_destination or self.qemu, migration_properties=self.migration_properties
+                source=self.qemu or "system", destination=self.qemu_destination or self.qemu or "system", migration_properties=self.migration_properties
             ),
             migration=MigrationSection(capabilities=("x-ignore-shared",) if self.guest.get("shared_memory") else ()),
         )  # fmt: skip
@@ -141,6 +155,7 @@ class GuestPair:
         self.lab = lab
         self.features = features
         self.properties: dict[str, Any] = {}
+        self.directories: list[Path] = []
         self.record: MigrationRecord | None = None
         self._settings = settings
         self._loop = loop
@@ -158,17 +173,19 @@ class GuestPair:
         scenario = settings.scenario()
         options = RunOptions(results=settings.results, cache=cache_dir(), cold=settings.cold)
 
+        def say(text: str) -> None:
+            log.info("%s", text)
+
         async def start() -> tuple[Lab, tuple[Features, Features]]:
-            lab_settings = await prepare(scenario, options=options, progress=lambda _: None)
+            lab_settings = await prepare(scenario, options=options, progress=say)
             features = (
                 await discover(lab_settings.source, cache=options.cache),
                 await discover(lab_settings.destination, cache=options.cache),
             )
-            for side in features:
-                if lacking := side.lacking(list(settings.requires)):
-                    raise FeatureLackError("; ".join(lacking))
+            _require(features, settings)
             settings.results.mkdir(parents=True, exist_ok=True)
-            lab = Lab(lab_settings)
+            lab = Lab(lab_settings, progress=say)
+            say("starting a pair of guests")
             try:
                 await lab.start()
             except BaseException:
@@ -181,6 +198,19 @@ class GuestPair:
             yield cls(settings, lab, features, loop)
         finally:
             loop.run(lab.close())
+
+    def lend(self, settings: Settings) -> None:
+        """Let another test have the pair: its recordings go to its own folder, its figures start anew. `FeatureLackError` as in `open`."""
+        _require(self.features, settings)
+        self._settings = settings
+        self._scenario = settings.scenario()
+        self.properties, self.directories, self.record = {}, [], None
+        settings.results.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a block of traffic has not ended."""
+        return self._recording is not None
 
     # -- traffic and migration
 
@@ -244,6 +274,7 @@ class GuestPair:
             work = self.lab.migrate(wanted, deadline=Deadline(deadline_s), respec=respec)
         else:
             work = self._recording.migrate(wanted, deadline=Deadline(deadline_s), respec=respec)
+        log.info("migrating: %s, mechanism %s", wanted.mode, wanted.mechanism)
         self.record = self._loop.run(work)
         if self.record.failure:
             raise MigrationError(self.record.failure)
@@ -266,11 +297,9 @@ class GuestPair:
         self._directory.finish()
         for handle in self._streams:
             handle.concluded = result
-        for stream in result.streams:
-            for field in ("sent", "lost", "duplicated", "reordered", "passed"):
-                self.properties[f"{stream.name}.{field}"] = getattr(stream, field)
-        for kind in ("compute_ms", "network_ms", "reported_ms"):
-            self.properties[f"downtime.{kind}"] = getattr(result.downtime, kind).value
+        self.directories.append(self._directory.path)
+        self.properties |= figures_of(result, number=len(self.directories))
+        log.info("%s: %s", self._directory.path.name, ", ".join(f"{s.name} lost {s.lost} of {s.sent}" for s in result.streams))
 
     def _abandon(self) -> None:
         recording, self._recording = self._recording, None
@@ -324,3 +353,9 @@ class GuestPair:
             yield client
         finally:
             client.close()
+
+
+def _require(features: tuple[Features, Features], settings: Settings) -> None:
+    for side in features:
+        if lacking := side.lacking(list(settings.requires)):
+            raise FeatureLackError("; ".join(lacking))
