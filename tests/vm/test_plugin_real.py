@@ -8,6 +8,8 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 
+import pytest
+
 MINE = '''
 import pytest
 
@@ -47,6 +49,7 @@ def test_one_that_fails_shows_what_became_of_the_packets(guest_pair, udp):
 '''
 
 
+@pytest.mark.nightly
 def test_a_folder_of_ones_own(tmp_path):
     (tmp_path / "test_mine.py").write_text(MINE)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
@@ -69,6 +72,7 @@ def test_a_folder_of_ones_own(tmp_path):
     assert json.loads((kept / "result.json").read_text())["streams"][0]["lost"] > 0
 
 
+@pytest.mark.nightly
 def test_the_suite_by_one_command(tmp_path):
     command = [sys.executable, "-m", "harness.cli", "suite", "--qemu", "system", "--only", "netpass", "--results", str(tmp_path), "--json"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
