@@ -86,7 +86,7 @@ async def run_nested(
         await Deadline(10.0).poll(lambda: _exists(socket), awaited="virtiofsd to listen")
         console = work / "console.log"
         machine = await _start(stack, [
-            qemu, "-machine", "q35,memory-backend=mem", "-accel", "tcg,thread=multi", "-cpu", "qemu64,+rdrand,+ssse3,+sse4.1,+sse4.2,+popcnt",
+            qemu, "-machine", "q35,memory-backend=mem", "-accel", "tcg,thread=multi", "-cpu", "max",
             "-smp", str(os.cpu_count() or 1), "-m", _MEMORY, "-object", f"memory-backend-memfd,id=mem,size={_MEMORY},share=on",
             "-nodefaults", "-display", "none", "-no-reboot", "-serial", f"file:{console}", "-device", "virtio-rng-pci",
             "-chardev", f"socket,id=root,path={socket}", "-device", "vhost-user-fs-pci,chardev=root,tag=root",

@@ -4,20 +4,25 @@
 
     host-a 10.79.0.1 -- 10.79.0.254 wan 10.79.1.254 -- 10.79.1.1 host-b
 
-The machines run in the hosts by turns; their TAPs stay where the bridges are. Rate by tbf; delay and loss, with the rate, by netem.
+The machines run in the hosts by turns; their TAPs stay where the bridges are. Rate by tbf; delay and loss, with the rate, by netem. Where the kernel
+has no netem, a relay in user space takes the router's place (`harness.host.relay`): one subnet then, and tbf for the rate.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import socket
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 from pyroute2 import AsyncIPRoute
 
 from harness.errors import EnvironmentLackError, TestbedError
 from harness.host.deadline import Deadline
+from harness.host.relay import plain_wire
 from harness.host.warden import Warden
 
 __all__ = ["LinkShape", "MigrationLink", "queue_words"]
@@ -25,6 +30,8 @@ __all__ = ["LinkShape", "MigrationLink", "queue_words"]
 HOSTS = ("host-a", "host-b")
 _ROUTER = "wan"
 _CALL_S = 10.0
+_SEED = 1
+"""Of what the relay loses: the same in every lab."""
 
 
 class LinkShape(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,10 +57,11 @@ def queue_words(shape: LinkShape) -> list[str]:
 
 
 class MigrationLink:
-    """Made by `start`; goes with the lab's namespaces."""
+    """Made by `start`; goes with the lab's namespaces. `relayed`: delay and loss come from a relay in user space."""
 
     def __init__(self, warden: Warden) -> None:
         self._warden = warden
+        self.relayed = False
 
     async def start(self, route: AsyncIPRoute, *, shape: LinkShape, mtu: int = 1500) -> None:
         """Bring the link up. `EnvironmentLackError` where this kernel can't shape it so."""
@@ -62,41 +70,61 @@ class MigrationLink:
         await self._warden.sysctl({"ipv4/ip_forward": 1}, netns=_ROUTER)
         descriptors = {name: (await self._warden.request("netns_fd", name=name))[1][0] for name in (*HOSTS, _ROUTER)}
         try:
-            for number, host in enumerate(HOSTS):
+            for host in HOSTS:
                 await route.link(
                     "add", ifname=f"to-{host}", kind="veth", mtu=mtu, net_ns_fd=descriptors[_ROUTER],
                     peer={"ifname": "eth0", "net_ns_fd": descriptors[host], "mtu": mtu},
                 )
-                await self._configure(_ROUTER, f"to-{host}", f"10.79.{number}.254", gateway=None)
-                await self._configure(host, "eth0", f"10.79.{number}.1", gateway=f"10.79.{number}.254")
         finally:
             for descriptor in descriptors.values():
                 os.close(descriptor)
-        if words := queue_words(shape):
-            for host in HOSTS:
-                await self._shape(["qdisc", "add", "dev", f"to-{host}", "root", *words])
+        words = queue_words(shape)
+        refused = await self._shape(words) if words else ""
+        self.relayed = bool(refused) and words[0] == "netem"
+        if refused and not self.relayed:
+            raise EnvironmentLackError(f"the migration link can't be shaped: {refused}", hint="modprobe sch_tbf, or leave network.link_mbit_s out")
+        if self.relayed and shape.mbit_s and (refused := await self._shape(queue_words(LinkShape(mbit_s=shape.mbit_s)))):
+            raise EnvironmentLackError(f"the migration link can't be shaped: {refused}", hint="modprobe sch_tbf, or leave network.link_mbit_s out")
+        prefix = 16 if self.relayed else 24
+        for number, host in enumerate(HOSTS):
+            gateway = f"10.79.{number}.254"
+            await self._configure(_ROUTER, f"to-{host}", None if self.relayed else gateway, prefix=prefix, gateway=None)
+            await self._configure(host, "eth0", self.address_of(f"m{number}"), prefix=prefix, gateway=None if self.relayed else gateway)
+        if self.relayed:
+            await self._relay(shape)
 
-    async def _configure(self, netns: str, name: str, address: str, *, gateway: str | None) -> None:
-        sock = await self._warden.socket(netns=netns, family=16, type=2, proto=0)  # AF_NETLINK, SOCK_DGRAM, NETLINK_ROUTE
-        async with AsyncIPRoute(use_socket=sock) as inside:
+    async def _socket(self, netns: str, family: int = socket.AF_NETLINK) -> socket.socket:
+        return await self._warden.socket(netns=netns, family=family, type=socket.SOCK_DGRAM, proto=0)
+
+    async def _configure(self, netns: str, name: str, address: str | None, *, prefix: int, gateway: str | None) -> None:
+        async with AsyncIPRoute(use_socket=await self._socket(netns)) as inside:
             (index,) = await inside.link_lookup(ifname=name)
             await inside.link("set", index=1, state="up")
             await inside.link("set", index=index, state="up")
-            await inside.addr("add", index=index, address=address, prefixlen=24)
+            if address is not None:
+                await inside.addr("add", index=index, address=address, prefixlen=prefix)
             if gateway is not None:
                 await inside.route("add", dst="default", gateway=gateway)
 
-    async def _shape(self, words: Sequence[str]) -> None:
+    async def _shape(self, words: Sequence[str]) -> str:
+        """Shape both directions; what the kernel said where it refused."""
         program = shutil.which("tc", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
         if program is None:
             raise EnvironmentLackError("the migration link can't be shaped: there is no tc", hint="apt-get install iproute2")
-        process = await self._warden.spawn("tc", [program, *words], netns=_ROUTER)
-        if await process.wait(Deadline(_CALL_S)) != 0:
-            kind = words[5]
-            raise EnvironmentLackError(
-                f"this kernel has no {kind}, which the migration link needs: {process.error('it was refused').message}",
-                hint=f"modprobe sch_{kind}, or leave network.link_delay_ms and network.link_loss_percent out: a rate alone needs sch_tbf",
-            )
+        for host in HOSTS:
+            process = await self._warden.spawn("tc", [program, "qdisc", "replace", "dev", f"to-{host}", "root", *words], netns=_ROUTER)
+            if await process.wait(Deadline(_CALL_S)) != 0:
+                return process.error(f"tc refused {words[0]}").message
+        return ""
+
+    async def _relay(self, shape: LinkShape) -> None:
+        for host in HOSTS:
+            for netns, name in ((host, "eth0"), (_ROUTER, f"to-{host}")):
+                with await self._socket(netns, socket.AF_INET) as sock:
+                    plain_wire(sock, name)
+        script = Path(__file__).with_name("relay.py")
+        words = [f"{shape.delay_ms:g}", f"{shape.loss_percent:g}", str(_SEED)]
+        await self._warden.spawn("relay", [sys.executable, "-I", "-S", str(script), *(f"to-{host}" for host in HOSTS), *words], netns=_ROUTER)
 
     @staticmethod
     def host_of(machine: str) -> str:
