@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 
-BENCHMARKS = ("capture", "analysis", "index")
+BENCHMARKS = ("capture", "analysis", "index", "report")
 
 
 def main() -> int:

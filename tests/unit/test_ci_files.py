@@ -62,3 +62,65 @@ def test_both_install_what_the_job_needs_and_run_it():
         assert "ci/nightly" in text
         for package in ("qemu-system-x86", "seabios", "busybox-static", "iproute2", "libc6-dev"):
             assert package in text, (path.name, package)
+
+
+# -- the job itself, with a program in place of switchover that does as it is told
+
+STUB = """#!/usr/bin/env bash
+echo "$@" >>"$CALLS"
+case $1 in
+  doctor) exit "${DOCTOR:-0}" ;;
+  suite) mkdir -p "$RESULTS/T-suite-1"; echo "| table |" >"$RESULTS/T-suite-1/conformance.md"; echo "<testsuites/>" >"$RESULTS/T-suite-1/junit.xml"
+         exit "${SUITE:-0}" ;;
+  compare) mkdir -p "$RESULTS/T-campaign-1"; echo compared; exit "${COMPARE:-0}" ;;
+  baseline) echo checked; exit "${CHECK:-0}" ;;
+  report) exit 0 ;;
+esac
+"""
+
+
+@pytest.fixture
+def night(tmp_path):
+    """Runs the job; its status, the calls it made and its summary."""
+    program = tmp_path / "bin" / "switchover"
+    program.parent.mkdir()
+    program.write_text(STUB)
+    program.chmod(0o755)
+
+    def run(**told: str) -> tuple[int, list[str], str]:
+        environment = {
+            "PATH": f"{program.parent}:/usr/bin:/bin", "CALLS": str(tmp_path / "calls"), "RESULTS": str(tmp_path / "results"),
+            "BASELINES": str(tmp_path / "baselines"), **told,
+        }  # fmt: skip
+        done = subprocess.run(["bash", NIGHTLY], env=environment, capture_output=True, text=True, check=False, cwd=tmp_path)
+        summary = tmp_path / "results" / "summary.md"
+        return done.returncode, (tmp_path / "calls").read_text().splitlines(), summary.read_text() if summary.is_file() else ""
+
+    return run
+
+
+def test_a_good_night_does_everything_and_says_so(night, tmp_path):
+    status, calls, summary = night(QEMU="/opt/qemu", REPEAT="4", SCENARIOS="udp-none udp-netpass")
+    assert status == 0
+    assert [call.split()[0] for call in calls] == ["doctor", "suite", "compare", "baseline", "report"]
+    assert "compare udp-none udp-netpass --set qemu.source=/opt/qemu --set qemu.destination=/opt/qemu --repeat 4" in calls[2]
+    assert all(refusal(call.replace(str(tmp_path), "/x")) is None for call in calls)
+    for words in ("| table |", "compared", "checked"):
+        assert words in summary
+    assert (tmp_path / "results" / "junit.xml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("told", "status"), [({"SUITE": "1"}, 1), ({"SUITE": "3"}, 0), ({"CHECK": "1"}, 1), ({"CHECK": "1", "COMPARE": "5"}, 5), ({"SUITE": "2", "CHECK": "1"}, 2)]
+)
+def test_the_worst_of_its_steps_is_the_nights(night, told, status):
+    found, calls, _ = night(**told)
+    assert found == status
+    assert len(calls) == 5, "a step that fails keeps no later one from being done"
+
+
+def test_a_runner_that_can_not_do_it_ends_the_night_at_once(night):
+    status, calls, summary = night(DOCTOR="3")
+    assert status == 3
+    assert len(calls) == 1
+    assert "this runner can't do it" in summary
