@@ -31,6 +31,7 @@ class FaultInjector:
         self._victim = source if fault is not None and fault.action.at_source else destination
         self._event = event
         self._work: asyncio.Task[None] | None = None
+        self._struck = asyncio.Event()
         self.done_ns: int | None = None
         """When the victim was struck; of a kill, when its end was seen."""
 
@@ -48,10 +49,13 @@ class FaultInjector:
             self._work = asyncio.ensure_future(self._strike(self._fault))
 
     async def reached(self, point: FaultPoint) -> None:
-        """As `at`, but wait until the victim was struck."""
+        """As `at`, but wait until the victim was struck (not until a frozen one goes on)."""
         self.at(point)
-        if self._work is not None and self._fault is not None and self._fault.at is point and self._fault.kills:
-            await asyncio.shield(self._work)
+        if self._work is not None and self._fault is not None and self._fault.at is point:
+            struck = asyncio.ensure_future(self._struck.wait())
+            await asyncio.wait({self._work, struck}, return_when=asyncio.FIRST_COMPLETED)
+            struck.cancel()
+            await asyncio.gather(struck, return_exceptions=True)
 
     async def finish(self) -> None:
         """Wait for what was begun (a frozen machine goes on); `TestbedError` when the point was never reached."""
@@ -73,12 +77,13 @@ class FaultInjector:
         process = self._victim.process
         if fault.kills:
             await process.kill()
-            self.done_ns = time.time_ns()
-            self._event("fault", {"action": str(fault.action), "machine": self._victim.spec.name})
-            return
-        await process.signal(signal.SIGSTOP)
+        else:
+            await process.signal(signal.SIGSTOP)
         self.done_ns = time.time_ns()
         self._event("fault", {"action": str(fault.action), "machine": self._victim.spec.name})
+        self._struck.set()
+        if fault.kills:
+            return
         await asyncio.sleep(fault.for_ms / 1000)
         await process.signal(signal.SIGCONT)
         self._event("thaw", {"machine": self._victim.spec.name})
