@@ -60,7 +60,11 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 @contextlib.contextmanager
 def pair_of(qemu: str, *, results: Path, loop: LoopThread) -> Iterator[GuestPair]:
-    settings = Settings(qemu=qemu, qemu_destination=qemu, kernel=None, image=None, accel="auto", results=results, name="bench-netpass")
+    """A pair whose guests have the NIC under test alone: QEMU's figures are for all NICs together."""
+    settings = Settings(
+        qemu=qemu, qemu_destination=qemu, kernel=None, image=None, accel="auto", results=results, name="bench-netpass",
+        guest={"management": False},
+    )  # fmt: skip
     with GuestPair.open(settings, loop=loop) as pair:
         yield pair
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import numpy as np
@@ -92,6 +93,7 @@ def test_a_long_wait_before_the_switchover(guest_pair, udp):
     assert stream.ledger.passed > 500
 
 
+@pytest.mark.switchover(requires=["netpass"], qemu="reference", management=False)
 def test_beyond_the_limit_exactly_the_rest_is_dropped_and_counted(guest_pair, udp):
     limit = 100
     with udp(rate_pps=1000, direction="to-guest") as stream:
@@ -100,12 +102,12 @@ def test_beyond_the_limit_exactly_the_rest_is_dropped_and_counted(guest_pair, ud
         guest_pair.succeed("sleep 0.3")
     accounted(stream)
     assert stream.ledger.lost > 0
-    # The limit is for all frames, not for probes alone: an announcement of the destination may be among the dropped ones.
-    frames = undelivered(guest_pair)
-    others = len(frames) - int(np.count_nonzero(frames.probe))
-    dropped = figure(stream, "source", "dropped")
-    assert figure(stream, "source", "captured") + dropped == len(frames)
-    assert dropped - others <= stream.ledger.lost <= dropped
+    # The limit is for the frames of all NICs (here there is one), and for all frames, not for probes alone: an announcement of the
+    # destination may be among the dropped ones. What came after the end of the capture still waits in the TAP.
+    frames, left = undelivered(guest_pair), read_frames(guest_pair.run_directory / "capture/stranded.pcapng")
+    dropped = int(figure(stream, "source", "dropped"))
+    assert figure(stream, "source", "captured") + dropped + len(left) == len(frames)
+    assert stream.ledger.lost - np.count_nonzero(left.probe) == np.count_nonzero(frames.probe[limit : limit + dropped])
     assert stream.ledger.ledger.lost_in_qemu == stream.ledger.lost
     assert stream.ledger.duplicated == 0
 
@@ -113,20 +115,25 @@ def test_beyond_the_limit_exactly_the_rest_is_dropped_and_counted(guest_pair, ud
 @pytest.mark.switchover(requires=["netpass"], qemu="reference", queues=2, vcpus=2)
 @pytest.mark.parametrize("mode", MODES)
 def test_several_queues(guest_pair, udp, mode):
-    """Several flows, so that the TAP spreads them over the queues."""
-    with (
-        udp(rate_pps=400, direction="to-guest") as a, udp(rate_pps=400, direction="to-guest") as b,
-        udp(rate_pps=400, direction="to-guest") as c,
-    ):
-        guest_pair.succeed("sleep 0.2")
+    """The TAP spreads flows over the queues by a hash: there are as many flows as it takes to use both."""
+    with contextlib.ExitStack() as traffic:
+        flows = [traffic.enter_context(udp(rate_pps=200, direction="to-guest")) for _ in range(2)]
+        while len(flows) < 16 and 0 in interrupts_by_queue(guest_pair):
+            flows.append(traffic.enter_context(udp(rate_pps=200, direction="to-guest")))
+        assert 0 not in interrupts_by_queue(guest_pair)
         guest_pair.migrate(mechanism="netpass", mode=mode, hold_ms=100)
         guest_pair.succeed("sleep 0.3")
-    for stream in (a, b, c):
-        ledger = stream.ledger
-        assert (ledger.lost, ledger.duplicated, ledger.ledger.unexplained) == (0, 0, 0)
-    assert figure(a, "source", "passed") > 0
-    interrupts = guest_pair.succeed("grep -E 'input\\.[01]' /proc/interrupts")
-    assert all(sum(map(int, line.split()[1:3])) > 50 for line in interrupts.splitlines() if "virtio1" in line), interrupts
+    for stream in flows:
+        exactly_once(stream)
+    assert figure(flows[0], "source", "passed") > 0
+    probes = undelivered(guest_pair)
+    assert np.unique(probes.probe_stream[probes.probe == PROBE]).size == len(flows)
+
+
+def interrupts_by_queue(pair) -> list[int]:
+    """How often each receive queue of the NIC interrupted the guest."""
+    lines = [line.split() for line in pair.succeed("grep virtio1-input /proc/interrupts").splitlines()]
+    return [sum(int(word) for word in words[1:] if word.isdigit()) for words in lines]
 
 
 def test_a_destination_without_it_fails_the_migration_at_its_beginning(guest_pair, udp):
