@@ -126,8 +126,6 @@ def test_several_queues(guest_pair, udp, mode):
     for stream in flows:
         exactly_once(stream)
     assert figure(flows[0], "source", "passed") > 0
-    probes = undelivered(guest_pair)
-    assert np.unique(probes.probe_stream[probes.probe == PROBE]).size == len(flows)
 
 
 def interrupts_by_queue(pair) -> list[int]:
