@@ -445,10 +445,15 @@ class Lab:
         machine.spec = with_obstacle(machine.spec, plan.obstacle)
         if respec is not None:
             machine.spec = respec(machine.spec)
-        if plan.mode is MigrationMode.CPR_TRANSFER:  # it has no monitor before the source began
-            await machine.spawn(taps)
-        else:
-            await machine.start(taps, deadline=deadline.within(20.0))
+        with contextlib.ExitStack() as handles:
+            packet = None
+            if mechanism.sends_to_tap:
+                packet = handles.enter_context(await self.network.packet_socket())
+                packet.bind((port.name, 0))  # protocol 0: it receives nothing
+            if plan.mode is MigrationMode.CPR_TRANSFER:  # it has no monitor before the source began
+                await machine.spawn(taps, packet=packet)
+            else:
+                await machine.start(taps, deadline=deadline.within(20.0), packet=packet)
         source.machine.role = "source"
         sockets = [await self.network.packet_socket() for _ in range(4)]
 

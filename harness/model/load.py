@@ -463,7 +463,7 @@ _RULES: tuple[_Rule, ...] = (
     _Rule(("network.vhost", "mechanism"),
           lambda s: s.mechanism in ("tap-handover", "redirect", "local-tap") and s.network.vhost,
           "{s.mechanism} needs QEMU to handle the frames, and with vhost the host's kernel does",
-          "take vhost = false, or another mechanism"),
+          "take vhost = false, or redirect-packet"),
     _Rule(("network.destination_port", "mechanism"),
           lambda s: s.mechanism == "tap-handover" and s.network.destination_port is DestinationPort.FROM_START,
           "tap-handover opens the destination's port itself", "leave it out, or take another mechanism"),

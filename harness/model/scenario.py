@@ -136,7 +136,7 @@ class Accelerator(StrEnum):
     TCG = "tcg"
 
 
-KNOWN_MECHANISMS = ("none", "tap-handover", "netpass", "redirect", "local-tap")
+KNOWN_MECHANISMS = ("none", "tap-handover", "netpass", "redirect", "redirect-packet", "local-tap")
 """What may happen to the frames that arrive in switchover."""
 
 Name = Annotated[

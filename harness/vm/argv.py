@@ -38,6 +38,7 @@ class Descriptor(IntEnum):
     CONSOLE = 4
     AGENT = 5
     STATE = 6
+    PACKET = 7
     TAP = 16
 
 

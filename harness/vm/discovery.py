@@ -53,6 +53,7 @@ FEATURES: dict[str, tuple[tuple[str, ...], ...]] = {
         ("filter-property:filter-mirror.passed",),
         ("filter-property:filter-buffer.release",),
     ),
+    "redirect-packet": (("filter-property:filter-redirector.packet_fd",), ("filter-property:filter-redirector.only_injected",)),
     "return-path": (("capability:return-path",),),
     "ring-status": (("command:x-query-virtio-queue-status",),),
     "slow-device": ((f"device:{SLOW_DEVICE}",),),

@@ -66,17 +66,21 @@ class Machine:
     def argv(self) -> list[str]:
         return machine_argv(self.spec)
 
-    async def start(self, taps: Mapping[str, Sequence[int]], *, deadline: Deadline, state: Path | None = None) -> None:
+    async def start(
+        self, taps: Mapping[str, Sequence[int]], *, deadline: Deadline, state: Path | None = None, packet: socket.socket | None = None
+    ) -> None:
         """Start QEMU with the given TAP queues (NIC id -> descriptors) and connect to it.
 
-        `state`: the file that the machine begins with, read through the descriptor `STATE`.
+        `state`: the file that the machine begins with, read through the descriptor `STATE`. `packet`: what it finds as `PACKET`.
 
         `ProcessError` with QEMU's own words when it doesn't come up.
         """
-        await self.spawn(taps, state=state)
+        await self.spawn(taps, state=state, packet=packet)
         await self.connect(deadline=deadline)
 
-    async def spawn(self, taps: Mapping[str, Sequence[int]], *, state: Path | None = None) -> None:
+    async def spawn(
+        self, taps: Mapping[str, Sequence[int]], *, state: Path | None = None, packet: socket.socket | None = None
+    ) -> None:
         """The first half of `start`: QEMU runs; nothing was said to it yet."""
         ours = self._ends
         passed: dict[int, int] = {}
@@ -89,6 +93,8 @@ class Machine:
             passed.update(zip(numbers, taps.get(nic, ()), strict=True))
         try:
             with contextlib.ExitStack() as files:
+                if packet is not None:
+                    passed[int(Descriptor.PACKET)] = packet.fileno()
                 if state is not None:
                     passed[int(Descriptor.STATE)] = files.enter_context(state.open("rb")).fileno()
                 self._process = await self._warden.spawn(self.spec.name, self.argv, netns=self._netns, fds=passed)

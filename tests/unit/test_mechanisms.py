@@ -24,6 +24,7 @@ WHOLE = msgspec.structs.replace(
     parameters=("backend-transfer",), netdev_options={"tap": ("incoming-fds",)},
     filter_properties={
         "filter-buffer": ("enable_when_stopped", "interval", "release"), "filter-mirror": ("enable_when_stopped", "outdev", "passed"),
+        "filter-redirector": ("indev", "only_injected", "packet_fd"),
     },
 )  # fmt: skip
 SPEC = MachineSpec(
@@ -50,6 +51,7 @@ def test_each_is_accepted_where_qemu_has_everything(mechanism):
 
 REFUSED = [
     ("redirect", {"capabilities": ("netpass",)}, "both pass the frames of the stopped source"),
+    ("redirect-packet", {"capabilities": ("netpass",)}, "redirect-packet does not go together with the capability netpass"),
     ("local-tap", {"capabilities": ("netpass",)}, "would have the source read them"),
     ("local-tap", {"transport": "tcp"}, "only a UNIX socket can carry"),
     ("local-tap", {"mode": MigrationMode.POSTCOPY}, "local-tap does not work in postcopy"),
@@ -106,6 +108,15 @@ def test_with_redirect_the_destinations_filters_stand_in_this_order():
     assert sum("queue_index_support=on" in word for word in argv) == 1
     one = msgspec.structs.replace(SPEC, nics=SPEC.nics[1:])
     assert not any("queue_index_support" in w for w in machine_argv(make_mechanism("redirect").destination_spec(one, features=WHOLE)))
+
+
+def test_with_vhost_the_packet_variant_is_accepted_and_all_its_filters_leave_the_backends_frames_alone():
+    check("redirect-packet", scenario=Scenario(name="x", network=NetworkSection(vhost=True)))
+    argv = machine_argv(make_mechanism("redirect-packet").destination_spec(SPEC, features=WHOLE))
+    filters = [word for word in argv if word.startswith("filter-")]
+    assert [word.split(",")[1] for word in filters] == ["id=sw-in", "id=sw-passed", "id=sw-tap"]
+    assert all(word.endswith(",only_injected=on") for word in filters)
+    assert "packet_fd=7" in filters[-1]
 
 
 def test_a_mechanism_that_needs_nothing_leaves_the_machine_alone():

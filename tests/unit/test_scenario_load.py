@@ -26,7 +26,8 @@ from harness.model.streams import plan_streams
 
 MANUAL = (Path(__file__).parents[2] / "docs" / "scenario.md").read_text()
 SHIPPED = {
-    "null", "known-outage", "tcp-known-outage", "udp-none", "udp-tap-handover", "udp-netpass", "udp-redirect", "udp-local-tap",
+    "null", "known-outage", "tcp-known-outage", "udp-none", "udp-tap-handover", "udp-netpass", "udp-redirect", "udp-redirect-packet",
+    "udp-local-tap",
     "postcopy-none", "postcopy-netpass", "udp-broadcast-none", "udp-broadcast-tap-handover",
     "tcp-none", "tcp-tap-handover", "tcp-netpass", "tcp-request-none", "tcp-request-tap-handover", "tcp-request-netpass",
     "tcp-request-redirect", "tcp-request-local-tap",
@@ -98,7 +99,7 @@ ONE_KEY = [
      "my.toml:2: mechanism = \"tap-hand\": there is no such mechanism\n  mend: did you mean 'tap-handover'?"),
     ('mechanism = "magic"',
      'my.toml:2: mechanism = "magic": there is no such mechanism\n'
-     "  mend: known: none, tap-handover, netpass, redirect, local-tap"),
+     "  mend: known: none, tap-handover, netpass, redirect, redirect-packet, local-tap"),
     ('[guest]\nmemory = "lots"',
      'my.toml:3: guest.memory = "lots": is no size\n  mend: write a whole number with K, M or G, such as "256M"'),
     ('[guest]\nmemory = "-5M"',
@@ -153,7 +154,7 @@ CONTRADICTIONS = [
      "my.toml:4: network.queues = 2: tap-handover can keep the order of one queue only\n  mend: take queues = 1, or another mechanism"),
     ('mechanism = "redirect"\n[network]\nvhost = true',
      "my.toml:4: network.vhost = true: redirect needs QEMU to handle the frames, and with vhost the host's kernel does\n"
-     "  mend: take vhost = false, or another mechanism"),
+     "  mend: take vhost = false, or redirect-packet"),
     ('mechanism = "tap-handover"\n[network]\ndestination_port = "from-start"',
      "my.toml:4: network.destination_port = \"from-start\": tap-handover opens the destination's port itself\n"
      "  mend: leave it out, or take another mechanism"),
@@ -407,7 +408,7 @@ def test_a_shipped_scenario(name: str) -> None:
     assert {stream.rate_pps for stream in plan_streams(scenario.traffic)} == {1000.0}
     migrates = scenario.migration.mode in (MigrationMode.PRECOPY, MigrationMode.POSTCOPY)
     assert scenario.migration.hold_ms == (150 if migrates else 0)
-    build = "reference" if scenario.mechanism in ("netpass", "redirect", "local-tap") else "system"
+    build = "reference" if scenario.mechanism in ("netpass", "redirect", "redirect-packet", "local-tap") else "system"
     assert (scenario.qemu.source, scenario.qemu.destination) == (build, build)
 
 

@@ -10,12 +10,13 @@ from harness.migrate.mechanisms.local_tap import LocalTap
 from harness.migrate.mechanisms.netpass import NetPass
 from harness.migrate.mechanisms.none import NoMechanism
 from harness.migrate.mechanisms.redirect import Redirect
+from harness.migrate.mechanisms.redirect_packet import RedirectPacket
 from harness.migrate.mechanisms.tap_handover import TapHandover
 
 __all__ = ["MECHANISMS", "make_mechanism"]
 
 MECHANISMS: dict[str, type[Mechanism]] = {
-    kind.name: kind for kind in (NoMechanism, TapHandover, NetPass, Redirect, LocalTap)
+    kind.name: kind for kind in (NoMechanism, TapHandover, NetPass, Redirect, RedirectPacket, LocalTap)
 }
 
 

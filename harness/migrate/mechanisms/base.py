@@ -84,6 +84,8 @@ class Mechanism(Protocol):
     """Whether the destination takes over the source's TAP and gets none of its own."""
     injects: ClassVar[bool] = False
     """Whether frames reach the destination's guest otherwise than through its TAP: its account has to begin anew then."""
+    sends_to_tap: ClassVar[bool] = False
+    """Whether the destination's QEMU needs a packet socket that leads to its own TAP (`Descriptor.PACKET`)."""
     modes: ClassVar[frozenset[MigrationMode]] = frozenset({MigrationMode.PRECOPY})
     capabilities: ClassVar[tuple[str, ...]] = ()
     """Migration capabilities it needs on both sides."""

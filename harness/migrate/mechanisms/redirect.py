@@ -26,16 +26,16 @@ from harness.host.warden import SCRATCH
 from harness.migrate.mechanisms.base import Mechanism, Report, SwitchContext
 from harness.model.plan import MigrationPlan
 from harness.model.scenario import MigrationMode, Scenario
-from harness.vm.argv import MachineSpec
+from harness.vm.argv import MachineSpec, NicSpec
 from harness.vm.discovery import Features
 from harness.vm.machine import Machine
 from harness.vm.qmp import CommandRefusedError
 
-__all__ = ["Redirect"]
+__all__ = ["Redirect", "figure"]
 
 OUT, OWN, IN, PASSED = "sw-out", "sw-own", "sw-in", "sw-passed"
-_SOCKET_OUT, _SOCKET_IN = "sw-frames-out", "sw-frames-in"
-_MOST_HELD = 100_000
+SOCKET_OUT, SOCKET_IN = "sw-frames-out", "sw-frames-in"
+MOST_HELD = 100_000
 _LEARNED_S = 3.0
 """The destination announces itself at once and then for a second; a bridge that did not learn from that never will."""
 _CALM_S = 10.0
@@ -51,6 +51,9 @@ class Redirect(Mechanism):
     modes: ClassVar[frozenset[MigrationMode]] = frozenset({MigrationMode.PRECOPY, MigrationMode.POSTCOPY})
     features: ClassVar[tuple[str, ...]] = ("redirect",)
     source_filter: ClassVar[str] = "filter-mirror"
+    destination_filters: ClassVar[tuple[str, ...]] = (OWN, IN, PASSED)
+    """In the order in which a frame of the destination's TAP meets them."""
+    buffers: ClassVar[tuple[str, ...]] = (OWN, PASSED)
 
     def __init__(self) -> None:
         self._macs: set[str] = set()
@@ -60,31 +63,35 @@ class Redirect(Mechanism):
     def refuse(self, plan: MigrationPlan, scenario: Scenario) -> None:
         if "netpass" in plan.capabilities:
             raise UsageError(
-                "redirect does not go together with the capability netpass: both pass the frames of the stopped source, so each"
+                f"{self.name} does not go together with the capability netpass: both pass the frames of the stopped source, so each"
                 " would come twice or, where one takes it from the other, out of order",
                 hint="leave the capability out, or take the mechanism netpass alone",
             )
-        if scenario.network.vhost:
+        if scenario.network.vhost and not self.sends_to_tap:
             raise UsageError(
                 "redirect does not work with network.vhost = true: at the destination the host's kernel owns the rings as soon as the"
                 " guest runs, and no filter can deliver to it",
-                hint="set network.vhost to false, or take the mechanism none",
+                hint="set network.vhost to false, or take the mechanism redirect-packet",
             )
 
     # -- the filters
 
     def destination_spec(self, spec: MachineSpec, *, features: Features) -> MachineSpec:
         """On the command line: with `object-add` a frame could be parked in the NIC's queue already, before any filter."""
-        nic = spec.nics[0]
+        words = ["-chardev", f"socket,id={SOCKET_IN},path={self.socket_path(spec.name)},server=on,wait=off"]
+        for name in self.destination_filters:
+            words += ["-object", self.destination_filter(name, spec.nics[0])]
+        return msgspec.structs.replace(spec, extra=(*spec.extra, *words))
+
+    def destination_filter(self, name: str, nic: NicSpec) -> str:
+        """One of the destination's filters, as `-object` takes it."""
+        place = f"id={name},netdev={nic.id}-netdev,queue=tx"
+        if name == OWN:
+            return f"filter-buffer,{place},release=manual,max-packets={MOST_HELD}"
+        if name == PASSED:
+            return f"filter-buffer,{place},release=resume,max-packets={MOST_HELD}"
         several = ",queue_index_support=on" if nic.queues > 1 else ""
-        place = f"netdev={nic.id}-netdev,queue=tx"
-        return msgspec.structs.replace(spec, extra=(
-            *spec.extra,
-            "-chardev", f"socket,id={_SOCKET_IN},path={self.socket_path(spec.name)},server=on,wait=off",
-            "-object", f"filter-buffer,id={OWN},{place},release=manual,max-packets={_MOST_HELD}",
-            "-object", f"filter-redirector,id={IN},{place},indev={_SOCKET_IN},vnet_hdr_support=on{several}",
-            "-object", f"filter-buffer,id={PASSED},{place},release=resume,max-packets={_MOST_HELD}",
-        ))  # fmt: skip
+        return f"filter-redirector,{place},indev={SOCKET_IN},vnet_hdr_support=on{several}"
 
     def source_properties(self, *, features: Features) -> dict[str, Any]:
         """What the source's filter is told besides its place."""
@@ -103,16 +110,16 @@ class Redirect(Mechanism):
         address = {"type": "unix", "data": {"path": self.socket_path(context.destination.machine.spec.name)}}
         backend = {"type": "socket", "data": {"addr": address, "server": False}}
         properties = {
-            "qom-type": self.source_filter, "id": OUT, "netdev": f"{context.nic}-netdev", "queue": "tx", "outdev": _SOCKET_OUT,
+            "qom-type": self.source_filter, "id": OUT, "netdev": f"{context.nic}-netdev", "queue": "tx", "outdev": SOCKET_OUT,
             "vnet_hdr_support": True, **self.source_properties(features=context.source_features),
         }  # fmt: skip
         if len(source.port.fds) > 1:
             properties["queue_index_support"] = True
-        await source.machine.qmp.call("chardev-add", {"id": _SOCKET_OUT, "backend": backend})
+        await source.machine.qmp.call("chardev-add", {"id": SOCKET_OUT, "backend": backend})
         await source.machine.qmp.call("object-add", properties)
 
     async def _remove_from_source(self, context: SwitchContext) -> None:
-        await _remove(context.source.machine, objects=(OUT,), chardev=_SOCKET_OUT)
+        await _remove(context.source.machine, objects=(OUT,), chardev=SOCKET_OUT)
 
     # -- the release
 
@@ -120,8 +127,12 @@ class Redirect(Mechanism):
         """Let the destination's own frames follow as soon as nothing comes from the source any more."""
         await self._until_learned(context)
         await self._until_calm(context)
-        await context.destination.machine.qmp.call("qom-set", {"path": f"/objects/{OWN}", "property": "release", "value": "resume"})
+        await self.release(context)
         context.event("released", {"passed": len(self._passed)})
+
+    async def release(self, context: SwitchContext) -> None:
+        """Nothing comes from the source any more."""
+        await context.destination.machine.qmp.call("qom-set", {"path": f"/objects/{OWN}", "property": "release", "value": "resume"})
 
     async def _until_learned(self, context: SwitchContext) -> None:
         """Until then frames still go to the source. That of the destination's announcement is enough."""
@@ -143,8 +154,8 @@ class Redirect(Mechanism):
             nonlocal before, calm
             sent = source.live.drain()
             waits = not all(queue_is_empty(fd) for fd in source.port.fds)
-            out = {name: await _figure(source.machine, OUT, name) for name in ("pending", "passed", "failed")}
-            injected = await _figure(destination.machine, IN, "injected")
+            out = {name: await figure(source.machine, OUT, name) for name in ("pending", "passed", "failed")}
+            injected = await figure(destination.machine, IN, "injected")
             reading = (sent, out["passed"], injected)
             done = not waits and out["pending"] == 0 and out["passed"] == injected
             calm = calm + 1 if done and reading == before else int(done)
@@ -173,28 +184,29 @@ class Redirect(Mechanism):
         if context.resume_ns is None:
             return Report()
         machine = context.destination.machine
-        late = await _figure(context.source.machine, OUT, "passed") - self._figures["filter-passed"]
+        late = await figure(context.source.machine, OUT, "passed") - self._figures["filter-passed"]
         if late:
             context.note(f"{late} frames reached the source after the release and were passed late")
             count = context.source.live.drain()
             self._passed += tuple(context.source.live.frames(first=count - late))
 
         async def let_go() -> bool:
-            held = [await _figure(machine, name, "held") for name in (OWN, PASSED)]
+            held = [await figure(machine, name, "held") for name in self.buffers]
             return not any(held)
 
         await context.deadline.within(_CALM_S).poll(let_go, awaited="the destination's buffers to let their frames go")
-        for name in (OWN, PASSED):
-            dropped = await _figure(machine, name, "dropped")
-            self._figures |= {f"{name}-released": await _figure(machine, name, "released"), f"{name}-dropped": dropped}
+        for name in self.buffers:
+            dropped = await figure(machine, name, "dropped")
+            self._figures |= {f"{name}-released": await figure(machine, name, "released"), f"{name}-dropped": dropped}
             if dropped:
-                context.note(f"the buffer {name} dropped {dropped} frames: more than {_MOST_HELD} waited")
-        await _remove(machine, objects=(PASSED, IN, OWN), chardev=_SOCKET_IN)
+                context.note(f"the buffer {name} dropped {dropped} frames: more than {MOST_HELD} waited")
+        await _remove(machine, objects=self.destination_filters[::-1], chardev=SOCKET_IN)
         return Report(passed=self._passed, figures=self._figures)
 
 
-async def _figure(machine: Machine, name: str, figure: str) -> int:
-    return int(await machine.qmp.call("qom-get", {"path": f"/objects/{name}", "property": figure}))
+async def figure(machine: Machine, name: str, of: str) -> int:
+    """A counter of a filter."""
+    return int(await machine.qmp.call("qom-get", {"path": f"/objects/{name}", "property": of}))
 
 
 async def _remove(machine: Machine, *, objects: tuple[str, ...], chardev: str) -> None:
