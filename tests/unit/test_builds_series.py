@@ -9,6 +9,7 @@ import pytest
 
 from harness.builds._apply import apply
 from harness.builds._process import silent
+from harness.builds._recipe import images_dir
 from harness.builds._series import reference_series, resolve
 from harness.builds._source import _snapshot
 from harness.errors import EnvironmentLackError, UsageError
@@ -180,3 +181,15 @@ def test_a_patch_for_a_file_that_is_not_there_names_it(tmp_path, repository):
 def test_a_broken_patch_is_said_to_be_unreadable(tmp_path, repository):
     with pytest.raises(UsageError, match=r"a/0001-change\.patch.*corrupt patch"):
         put(repository, tmp_path, folder(tmp_path, "a", diff=edit(5, "x").replace(",3 @@", ",9 @@")))
+
+
+@pytest.mark.parametrize("series", ["net-poll-stopped", "filter-when-stopped"])
+def test_redirects_series_touch_no_file_of_migration(series):
+    touched = {
+        line.split()[2].removeprefix("a/")
+        for patch in (images_dir() / "series" / series).glob("*.patch")
+        for line in patch.read_text().splitlines()
+        if line.startswith("diff --git ")
+    }
+    assert any(path.startswith("net/") for path in touched)
+    assert not [path for path in touched if "migration" in path]
