@@ -21,7 +21,7 @@ from harness.builds import resolve_qemu
 from harness.errors import MigrationError, SwitchoverError, TestbedError
 from harness.host.accel import choose_accelerator
 from harness.host.deadline import Deadline
-from harness.host.facts import host_facts
+from harness.host.facts import host_facts, require_vhost
 from harness.host.migration_link import LinkShape
 from harness.lab import Lab, LabSettings
 from harness.migrate.checks import check_plan
@@ -63,6 +63,8 @@ async def prepare(scenario: Scenario, *, options: RunOptions, progress: Progress
     plan = MigrationPlan.from_section(scenario.migration, mechanism=scenario.mechanism)
     check_plan(plan, scenario=scenario, source=features[0], destination=features[-1])
     require_programs(scenario.traffic, peer=scenario.network.peer)
+    if scenario.network.vhost:
+        require_vhost()
     accelerator, reason = await choose_accelerator(
         scenario.accelerator, argv_prefix=source.argv_prefix, cache=options.cache
     )

@@ -34,13 +34,13 @@ import psutil
 from pyroute2.netlink.exceptions import NetlinkError
 
 from harness import __version__
-from harness.errors import SwitchoverError
+from harness.errors import EnvironmentLackError, SwitchoverError
 from harness.host.accel import probe_kvm
 from harness.host.bridge import PortFlags
 from harness.host.network import Network
 from harness.host.warden import Warden
 
-__all__ = ["Check", "Status", "doctor_checks", "host_facts"]
+__all__ = ["Check", "Status", "doctor_checks", "host_facts", "require_vhost"]
 
 MIB, GIB = 1 << 20, 1 << 30
 PYTHON_NEEDED = (3, 11)
@@ -367,6 +367,13 @@ def _vhost(failure: str) -> Check:
         return Check("vhost-net", Status.OK, "/dev/vhost-net opens")
     mend = "chmod 666 /dev/vhost-net" if Path("/dev/vhost-net").exists() else "modprobe vhost_net"
     return Check("vhost-net", Status.WARN, f"{failure}; needed for scenarios with vhost = true", f"as root: {mend}")
+
+
+def require_vhost() -> None:
+    """`EnvironmentLackError` where a NIC can't have vhost = on, with what mends it."""
+    found = _vhost(_failure(_TRIALS["vhost-net"]))
+    if found.status is not Status.OK:
+        raise EnvironmentLackError(f"network.vhost is true, and this host has no vhost: {found.why.split(';')[0]}", hint=found.mend)
 
 
 def _userfaultfd(failure: str) -> Check:

@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 import harness
+from harness.errors import EnvironmentLackError
 from harness.host import facts
 from harness.host.facts import Check, Status, doctor_checks, host_facts
 
@@ -147,3 +148,16 @@ def test_root_learns_what_an_ordinary_user_could_do() -> None:
 def test_a_failure_names_the_file() -> None:
     assert facts._failure(lambda: facts._open("/nonexistent")) == "/nonexistent: No such file or directory"
     assert facts._failure(lambda: None) == ""
+
+
+def test_a_host_without_vhost_says_so_before_anything_boots(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent() -> None:
+        raise FileNotFoundError(2, "No such file or directory", "/dev/vhost-net")
+
+    monkeypatch.setitem(facts._TRIALS, "vhost-net", absent)
+    with pytest.raises(EnvironmentLackError) as lack:
+        facts.require_vhost()
+    assert lack.value.message == "network.vhost is true, and this host has no vhost: /dev/vhost-net: No such file or directory"
+    assert "as root" in (lack.value.hint or "")
+    monkeypatch.setitem(facts._TRIALS, "vhost-net", lambda: None)
+    facts.require_vhost()

@@ -53,6 +53,7 @@ REFUSED = [
     ("redirect", {"capabilities": ("netpass",)}, "both pass the frames of the stopped source"),
     ("redirect-packet", {"capabilities": ("netpass",)}, "redirect-packet does not go together with the capability netpass"),
     ("local-tap", {"capabilities": ("netpass",)}, "would have the source read them"),
+    ("local-tap", {"capabilities": ("virtio-iterative",)}, "loads the NIC's state at the setup"),
     ("local-tap", {"transport": "tcp"}, "only a UNIX socket can carry"),
     ("local-tap", {"mode": MigrationMode.POSTCOPY}, "local-tap does not work in postcopy"),
     ("tap-handover", {"mode": MigrationMode.POSTCOPY}, "tap-handover does not work in postcopy"),

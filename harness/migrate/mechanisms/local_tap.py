@@ -50,6 +50,12 @@ class LocalTap(Mechanism):
                 hint="leave the capability out, or take the mechanism netpass alone",
             )
 
+        if "virtio-iterative" in plan.capabilities:
+            raise UsageError(
+                "local-tap does not go together with the capability virtio-iterative: that loads the NIC's state at the setup, and the TAP"
+                " comes at the stop", hint="leave the capability out, or take another mechanism",
+            )  # fmt: skip
+
     def destination_spec(self, spec: MachineSpec, *, features: Features) -> MachineSpec:
         """Every TAP goes over, so every NIC waits for one."""
         _, option = features.spelling("local-tap")
