@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test check images qemu reference references bench nightly browser screenshots clean
+.PHONY: help setup demo test check images qemu reference references bench mechanisms nightly browser screenshots clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -51,6 +51,12 @@ references:
 
 bench: setup references ## speed, as ratios within one run
 	@$(BIN)/python -m bench
+
+# `none` comes twice: with the host's QEMU, and with the build that the mechanisms need (a new TAP on the same host).
+mechanisms: setup reference ## all mechanisms in one interleaved campaign: the table of README.md (some 20 minutes)
+	@$(BIN)/switchover compare tcp-request-none tcp-request-none:qemu.source=reference,qemu.destination=reference \
+		tcp-request-tap-handover tcp-request-netpass tcp-request-redirect tcp-request-local-tap \
+		--set timing.settle_s=1 --set timing.tail_s=1.5 --repeat 20
 
 nightly: setup reference references ## the long campaigns, and the matrix of every way to migrate
 	@$(BIN)/pytest tests -m nightly; status=$$?; $(BIN)/switchover matrix && exit $$status
