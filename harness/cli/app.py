@@ -16,7 +16,7 @@ import typer
 
 from harness import __version__
 from harness.cache import cache_dir
-from harness.cli import bisecting, history, suite
+from harness.cli import bisecting, history, reference, suite
 from harness.cli.bundle_app import register as register_bundles
 from harness.cli.matrix import register as register_matrix
 from harness.cli.progress import reporting
@@ -46,6 +46,7 @@ history.register(app)
 bisecting.register(app)
 register_matrix(app)
 suite.register(app)
+reference.register(app)
 
 Json = Annotated[bool, typer.Option("--json", help="JSON on standard output, nothing else.")]
 Results = Annotated[Path | None, typer.Option("--results", help="Where run directories go.", envvar="SWITCHOVER_RESULTS")]
