@@ -23,6 +23,7 @@ from harness.bundle.minimise import Budget, ddmin, minimise
 from harness.bundle.rule import ESCAPE, MOST_RUNS, SPARE, Conclusion, conclude, runs_needed
 from harness.cli.replay import plan_text, replay_text
 from harness.errors import EnvironmentLackError, TestbedError, UsageError
+from harness.model.load import load_scenario
 from harness.model.result import Outcome, Verdict
 from harness.model.scenario import Direction, MigrationSection, Peer, Scenario, TimingSection, TrafficSection
 from harness.replay import execute, plan_replay, provide, shrink
@@ -414,6 +415,20 @@ def test_a_scenario_is_reduced_to_the_stream_the_capability_and_the_numbers_that
     assert (small.timing.settle_s, small.timing.tail_s) == (0.3, 0.3)
     assert small.expect == {"duplicated": 0}
     assert budget.asked < 60
+
+
+def test_the_scenario_of_the_planted_bug_comes_down_to_one_of_each():
+    planted = load_scenario(str(Path(__file__).parents[1] / "data" / "planted-bug" / "scenario.toml"))
+    assert (len(planted.traffic), len(planted.migration.capabilities), planted.guest.management) == (4, 3, True)
+
+    def stays(s: Scenario) -> bool:
+        return "auto-converge" in s.migration.capabilities and any((t.size or 0) >= 500 for t in s.traffic)
+
+    small, budget = shrunk(planted, stays, most=80)
+    assert [(section.name, section.direction) for section in small.traffic] == [("large", "to-guest")]
+    assert small.migration.capabilities == ("auto-converge",)
+    assert not small.guest.management
+    assert not budget.spent
 
 
 @given(stream=st.sampled_from("abcd"), capability=st.sampled_from(CAPABILITIES), parameter=st.sampled_from(["downtime-limit", "announce-rounds"]))
