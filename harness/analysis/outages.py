@@ -28,7 +28,7 @@ class Outage(msgspec.Struct, frozen=True, kw_only=True):
     """From start to end, less one sending interval."""
     recovered: bool
     interval_ns: int = 0
-    """That interval: the planned one, or what passed until the sender sent its next packet."""
+    """That interval: the planned one, or what passed from the last delivery until the sender sent its next packet."""
 
 
 class Delays(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,7 +88,7 @@ def find_outages(ledger: Ledger, *, interval_ns: int, tolerance_ns: int | None =
 def _kept_intervals(
     ledger: Ledger, starts: NDArray[np.int64], sent: NDArray[np.int64], *, interval_ns: int
 ) -> NDArray[np.int64]:
-    """Per outage, how long after the last packet that came through the next one was sent; at least the planned interval.
+    """Per outage, how long after the last delivery the next packet was sent; at least the planned interval.
 
     What the moving guest sends says nothing of that: while it is stopped it sends nothing, which is the outage itself.
     """
@@ -99,7 +99,7 @@ def _kept_intervals(
     last = np.searchsorted(ledger.delivered_ns[through], starts, side="right") - 1
     sent_ns = ledger.host_sent_ns[through[np.maximum(last, 0)]]
     following = np.minimum(np.searchsorted(sent, sent_ns, side="right"), sent.size - 1)
-    return np.where(last >= 0, np.maximum(sent[following] - sent_ns, interval_ns), interval_ns)
+    return np.where(last >= 0, np.maximum(sent[following] - starts, interval_ns), interval_ns)
 
 
 def _missing_since(ledger: Ledger, tolerance_ns: int) -> NDArray[np.int64]:
