@@ -39,6 +39,7 @@ from harness.host.accel import probe_kvm
 from harness.host.bridge import PortFlags
 from harness.host.network import Network
 from harness.host.warden import Warden
+from harness.host.warden_process import has_sys_admin
 
 __all__ = ["Check", "Status", "doctor_checks", "host_facts", "require_vhost"]
 
@@ -268,7 +269,7 @@ async def _lab_checks() -> list[Check]:
     stage, needed_for, mend = "namespaces", "every lab lives in namespaces of its own", ""
     try:
         async with _lab() as (warden, network):
-            kind = "mount, network, PID" if os.geteuid() == 0 else "user, mount, network, PID"
+            kind = "mount, network, PID" if has_sys_admin() else "user, mount, network, PID"
             checks.append(Check(stage, Status.OK, f"a lab with {kind} and IPC namespaces was made"))
 
             stage, needed_for, mend = "bridge", "the lab's network is a bridge", "as root: modprobe bridge"
@@ -479,7 +480,7 @@ _ROOTLESS = {
 
 def _rootless() -> list[Check]:
     """What would be different for an ordinary user: only root can try that; others have seen it above."""
-    if os.geteuid() != 0:
+    if os.geteuid() != 0 or not has_sys_admin():
         return []
     try:
         failures = _as_user(_NOBODY)

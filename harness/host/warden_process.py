@@ -1,7 +1,7 @@
 """The process that holds a lab: PID 1 of the lab's own namespaces.
 
 Run as a script by `harness.host.warden` with one inherited descriptor, a SOCK_SEQPACKET control socket.
-It moves into new namespaces (user, where the caller is not root; mount, network, PID, IPC), and serves requests: make a network
+It moves into new namespaces (user, where the caller may not make the others; mount, network, PID, IPC), and serves requests: make a network
 namespace, a socket, a TAP; run a program; signal it. It ends when the control socket closes, however the runner died,
 and with PID 1 the kernel ends every process of the lab; namespaces, devices and mounts go with the last of them.
 
@@ -56,11 +56,21 @@ def mount(kind: str, target: str, flags: int, data: str = "") -> None:
     check(libc.mount(kind.encode(), target.encode(), kind.encode(), flags, data.encode()), f"mount {kind} on {target}")
 
 
+def has_sys_admin() -> bool:
+    """Whether this process has CAP_SYS_ADMIN in the namespace it is in."""
+    with open("/proc/self/status") as file:
+        effective = next((line.split()[1] for line in file if line.startswith("CapEff:")), "0")
+    return bool(int(effective, 16) >> 21 & 1)
+
+
 def enter_namespaces() -> None:
-    """New namespaces for this process and (PID) for its children; root in them."""
+    """New namespaces for this process and (PID) for its children; root in them.
+
+    Whoever may not make them, an ordinary user or root in a container without the capability, makes a user namespace first.
+    """
     uid, gid = os.getuid(), os.getgid()
     flags = CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWPID | CLONE_NEWIPC
-    if uid != 0:
+    if not has_sys_admin():
         unshare(CLONE_NEWUSER)
         for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
             fd = os.open(f"/proc/self/{name}", os.O_WRONLY)

@@ -154,7 +154,7 @@ def _charts(source: Source, analysis: Analysis, here: Path) -> tuple[_Chart, ...
         _Chart(
             title="Timeline", svg=timeline(result, span, captures=captures, ledgers=ledgers, events=run.events()),
             caption=f"Frames per {bin_ns_of(span) // 1_000_000} ms at each place: upwards those to the guest, downwards those from it. "
-            "Bars higher than nearly all are cut off. Lost packets stand where they were sent, the others where they arrived.",
+            "Bars higher than nearly all are cut off. Lost packets stand where they were sent, the others where they arrived." + (" A TCP row shows when nothing was acknowledged for 40 ms or more." if result.tcp else ""),
             files=(*files, _file(source, "events.jsonl", here)), command=again,
         )
     ]  # fmt: skip

@@ -89,12 +89,12 @@ def timeline(
         ]  # fmt: skip
         y += _MARKS
     for name, stalls in _stalls(captures, result):
-        parts.append(text(LEFT - 8, y + 15, f"{name}", kind="label", anchor="end"))
+        parts.append(text(LEFT - 8, y + 15, name if len(name) <= 18 else f"…{name[-17:]}", kind="label", anchor="end"))
         parts.append(line(LEFT, y + _MARKS, RIGHT, y + _MARKS, kind="faint"))
         for begin, end in stalls:
             if end > span.start_ns and begin < span.end_ns:
                 x, after = scale(span.ms(begin)), scale(span.ms(end))
-                parts.append(rect(x, y + 5, after - x, _MARKS - 10, kind="stall", title=f"{name}: nothing acknowledged for {(end - begin) / MS:.0f} ms"))
+                parts.append(rect(x, y + 5, after - x, _MARKS - 10, kind="stall", title=f"{name} stalls: nothing acknowledged for {(end - begin) / MS:.0f} ms"))
         y += _MARKS
     drawn, y = _events(result, events, span, scale, y + 6)
     parts += drawn
@@ -103,6 +103,7 @@ def timeline(
     axis = [line(scale(t), bottom, scale(t), bottom + 5, kind="base") for t in ticks(scale.low, scale.high, count=9)]
     axis += [text(scale(t), bottom + 18, f"{t:g}", kind="tick", anchor="middle") for t in ticks(scale.low, scale.high, count=9)]
     axis.append(text(LEFT - 8, bottom + 18, f"ms from {span.zero}", kind="tick", anchor="end"))
+    said += [f"{len(stalls)} stalls of {name}" for name, stalls in _stalls(captures, result)]
     label = (
         f"Timeline from {scale.low:.0f} to {scale.high:.0f} ms around the {span.zero}: frames per {bin_ns // MS} ms at {len(rows)} places; "
         + (", ".join(said) or "no probes")
@@ -168,7 +169,7 @@ def _stalls(captures: dict[str, Capture], result: RunResult) -> list[tuple[str, 
         if times is None or entry.longest_stall_ms.value is None or times.size < 2:
             continue
         gaps = np.flatnonzero(np.diff(times) >= max(_STALL_NS, 3 * int(np.median(np.diff(times)))))
-        rows.append((f"{entry.name} stalls", [(int(times[at]), int(times[at + 1])) for at in gaps.tolist()]))
+        rows.append((entry.name, [(int(times[at]), int(times[at + 1])) for at in gaps.tolist()]))
     return rows
 
 
