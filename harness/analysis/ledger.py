@@ -18,7 +18,14 @@ from harness.analysis.columns import ECHO_REPLY, ECHO_REQUEST, PROBE, Capture
 from harness.analysis.evidence import Death, DropCounter, Evidence, Fate, Place, ProbeSet, StreamRecords
 from harness.analysis.pcapng import INBOUND, OUTBOUND
 from harness.analysis.records import RecordFile
-from harness.analysis.sightings import NEVER, SequenceIndex, Sightings, delivered_to_guest_ns, find_sightings
+from harness.analysis.sightings import (
+    NEVER,
+    SequenceIndex,
+    Sightings,
+    StopWindow,
+    delivered_to_guest_ns,
+    find_sightings,
+)
 from harness.errors import UsageError
 from harness.model.scenario import Direction
 
@@ -269,17 +276,24 @@ class _Draft:
         self.decide(np.flatnonzero(swallowed), Fate.LOST_IN_QEMU, _SWALLOWED)
         if self.stream.direction is not Direction.FROM_GUEST and self.taps_prove:
             for death in evidence.deaths:
-                self._take_death(death)
+                self._take_death(death, evidence.windows)
 
-    def _take_death(self, death: Death) -> None:
+    def _take_death(self, death: Death, windows: tuple[StopWindow, ...]) -> None:
         """What a machine had taken when it died with its guest: sent to its TAP before that, not waiting there any more, and behind the last
-        packet that came through (a machine works in order: what was lost in front of that one was lost to something else)."""
+        packet that came through (a machine works in order: what was lost in front of that one was lost to something else).
+
+        With the guest, a destination has what the source had taken before the stop and the guest had not answered yet.
+        """
         tap = self.source if death.place is Place.SOURCE_TAP else self.destination
-        there = tap.seen & (tap.first_ns <= death.time_ns)
+        there, arrived_ns = tap.seen & (tap.first_ns <= death.time_ns), tap.first_ns
+        moves = [window for window in windows if window.resume_ns <= death.time_ns]
+        if death.place is Place.DESTINATION_TAP and moves:
+            before = self.source.seen & (self.source.first_ns <= moves[-1].stop_ns)
+            there, arrived_ns = there | before, np.where(before, self.source.first_ns, arrived_ns)
         through = there & ((self.fate == Fate.DELIVERED) | (self.fate == Fate.LOST_ON_RETURN))
-        last_ns = int(tap.first_ns[through].max()) if through.any() else NEVER
+        last_ns = int(arrived_ns[through].max()) if through.any() else NEVER
         self.decide(
-            np.flatnonzero(there & (tap.first_ns > last_ns)), Fate.LOST_IN_QEMU, "its machine had taken it and died with the guest in it"
+            np.flatnonzero(there & (arrived_ns > last_ns)), Fate.LOST_IN_QEMU, "its machine had taken it and died with the guest in it"
         )
 
     def _members(self, probes: ProbeSet) -> NDArray[np.bool_]:

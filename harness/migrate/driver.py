@@ -392,13 +392,13 @@ class MigrationDriver:
             self._notes.append(f"what the mechanism did is not known: {error.message}")
         ended = []
         if survivor is not source:
-            died_running = source.process.returncode is not None and self._stop_ns is None
+            died_with_guest = source.process.returncode is not None and self._resume_ns is None
             await self._close_source(read=False)
         if survivor is not source and (survivor is None or not self._mechanism.keeps_port):
-            ended.append(EndedSide("source", self._source, self._faults.done_ns if died_running else None))
+            ended.append(EndedSide("source", self._source, self._faults.done_ns if died_with_guest else None))
         if survivor is not destination:
-            died_running = destination.process.returncode is not None and self._resume_ns is not None
-            ended.append(EndedSide("destination", self._destination, self._faults.done_ns if died_running else None))
+            died_with_guest = destination.process.returncode is not None and self._resume_ns is not None
+            ended.append(EndedSide("destination", self._destination, self._faults.done_ns if died_with_guest else None))
         else:
             await self._follow_the_account(stop)
         return MigrationRecord(

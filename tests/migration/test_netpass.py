@@ -196,6 +196,20 @@ def test_between_two_guests_with_ping_as_a_witness(guest_pair, udp):
     assert "100 packets transmitted, 100 received" in said
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_tcp_goes_on_and_nothing_of_it_is_lost(guest_pair, udp, tcp, mode):
+    with udp(rate_pps=500) as probes, tcp(rate_pps=200) as down, tcp(rate_pps=200, direction="from-guest") as up, tcp(idle=True) as idle:
+        guest_pair.succeed("sleep 0.3")
+        guest_pair.migrate(mechanism="netpass", mode=mode, hold_ms=100, parameters=HOLD_BACK)
+        guest_pair.succeed("sleep 0.5")
+    exactly_once(probes, ordered=True)
+    for stream in (down, up, idle):
+        assert stream.connection.survived, stream.connection
+        assert stream.connection.resets == ()
+    for stream in (down, up):
+        assert stream.connection.bytes == stream.connection.confirmed_bytes > 0
+
+
 @pytest.mark.switchover(requires=["netpass"], qemu="reference", vhost=True)
 def test_a_vhost_netdev_is_declined_with_a_warning(request):
     try:

@@ -81,10 +81,10 @@ def test_the_source_dies_after_the_destination_started(guest_pair, udp):
 def test_a_destination_that_hangs_does_not_hang_the_source(guest_pair, udp):
     """The source waits for VM_STARTED no longer than its limit, and sends what it has; what arrives after that is lost, and said to be."""
     fault = {"action": "freeze-destination", "at": "stopped", "for_ms": 2000}
-    limit = {"netpass-wait-limit": 200}
+    limit = {"netpass-wait-limit": 200, "downtime-limit": 10}
     with udp(rate_pps=300, direction="to-guest") as stream:
         guest_pair.succeed("sleep 0.2")
-        # A TCP connection takes what is left of the guest's memory, while nobody reads; a UNIX socket would block the source.
+        # A TCP connection takes the little that is left of the guest's memory, while nobody reads; a UNIX socket would block the source.
         record = guest_pair.migrate(mechanism="netpass", transport="tcp", hold_ms=80, fault=fault, parameters=limit)
         assert guest_pair.succeed("sleep 0.2; echo alive") == "alive\n"
     assert (record.status, record.survivor) == ("completed", "destination")

@@ -111,8 +111,20 @@ def test_a_death_explains_what_its_machine_had_taken_and_nothing_else():
     assert fates == [*expected, Fate.UNEXPLAINED]
 
 
-def test_the_death_of_the_other_side_explains_nothing():
-    truth = Truth(["delivered", "nowhere"], [0])
+def test_with_its_guest_a_destination_has_what_the_source_took_before_the_stop():
+    # The stop is at 20 ms: 18 and 19 were taken by then and not answered, 5 was lost in front of later ones, 21 was sent after the stop.
+    happened = ["delivered"] * 18 + ["nowhere"] * 5
+    happened[5] = "nowhere"
+    truth = Truth(happened, [seq for seq, each in enumerate(happened) if each == "delivered"])
     death = Death(place=Place.DESTINATION_TAP, time_ns=T0 + 50 * MS)
+    evidence = dataclasses.replace(evidence_of(truth), deaths=(death,))
+    fates = account([records_of(truth)], evidence=evidence)["udp"].fate.tolist()
+    assert fates[18:20] == [Fate.LOST_IN_QEMU] * 2
+    assert [fates[5], *fates[21:]] == [Fate.UNEXPLAINED] * 3
+
+
+def test_a_destination_that_died_before_it_had_the_guest_explains_nothing():
+    truth = Truth(["delivered", "nowhere"], [0])
+    death = Death(place=Place.DESTINATION_TAP, time_ns=T0 + 30 * MS)
     evidence = dataclasses.replace(evidence_of(truth), deaths=(death,))
     assert account([records_of(truth)], evidence=evidence)["udp"].fate.tolist() == [Fate.DELIVERED, Fate.UNEXPLAINED]
