@@ -43,7 +43,7 @@ def acknowledgement(
     protocol, asked = _asked(ours, theirs)
     stopped, stop_from = _stop(ours, stop_ns)
     acks = [e for e in ours if e.name == _ACKED]
-    received = _last_that_was_missing(ours, stopped)
+    received = _last_that_was_missing(ours, stopped, per_device=protocol == PER_DEVICE)
     before_ms = (stopped - received) / 1e6 if stopped is not None and received is not None else None
     reason = ""
     if received is None and protocol == PER_DEVICE and asked == 0:
@@ -82,12 +82,15 @@ def _asked(source: list[Event], destination: list[Event]) -> tuple[str, int | No
     return (PER_DEVICE, sum(collected)) if collected else ("", None)
 
 
-def _last_that_was_missing(source: list[Event], stopped_ns: int | None) -> int | None:
+def _last_that_was_missing(source: list[Event], stopped_ns: int | None, *, per_device: bool) -> int | None:
     """The ACK after which none was missing: the last such one before the stop, else the first one after it.
 
-    Only the protocol per device says how many are missing; a device may ask again after it was answered.
+    In the counted protocol there is one. In that per device a device may ask again after it was answered.
     """
-    complete = [e.t_ns for e in source if e.name == _ACKED and not _number(e)]
+    acks = [e for e in source if e.name == _ACKED]
+    if not per_device:
+        return acks[0].t_ns if acks else None
+    complete = [e.t_ns for e in acks if not _number(e)]
     if stopped_ns is None:
         return complete[-1] if complete else None
     missing = [e.t_ns for e in source if e.name in (_ACKED, _QUERIED) and _number(e) and e.t_ns < stopped_ns]
