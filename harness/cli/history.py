@@ -169,9 +169,9 @@ def _folder(results: Path) -> Path:
 
 
 def _load(paths: list[Path]) -> list[RunResult]:
-    from harness.store.campaigns import campaign_of
+    from harness.store.campaigns import campaign_of, run_folders
 
-    return list(campaign_of(paths).runs)
+    return list(campaign_of(run_folders(paths)).runs)
 
 
 def _sound(found: list[RunResult]) -> list[RunResult]:

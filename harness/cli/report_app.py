@@ -41,11 +41,13 @@ def html_report(runs: list[Path], *, output: Path | None = None) -> Path:
     from harness.bundle import open_run
     from harness.cli.reporting import written
     from harness.report.html import Source, render
-    from harness.store.campaigns import campaign_of
+    from harness.store.campaigns import campaign_of, run_folders
     from harness.store.rundir import RunDirectory
 
+    target = output or runs[0].parent / f"{runs[0].name.removesuffix('.tar.zst').removesuffix('.html')}.html"
+    title = runs[0].name if len(runs) == 1 else ""
+    runs = run_folders(runs)
     folders = [path for path in runs if path.is_dir()]
-    target = output or runs[0].parent / f"{runs[0].name.removesuffix('.tar.zst')}.html"
     with contextlib.ExitStack() as stack:
         campaign = campaign_of(folders) if folders else None
         sources = [
@@ -56,7 +58,6 @@ def html_report(runs: list[Path], *, output: Path | None = None) -> Path:
             if path not in folders:
                 sources.append(Source(run=stack.enter_context(open_run(path)), path=path, bundled=True))
         compared = campaign if campaign is not None and len(campaign.runs) > 1 else None
-        title = runs[0].name if len(runs) == 1 and len(sources) > 1 else ""
-        page = render(sorted(sources, key=lambda source: source.run.run_id), output=target, campaign=compared, title=title)
+        page = render(sorted(sources, key=lambda source: source.run.run_id), output=target, campaign=compared, title=title if len(sources) > 1 else "")
     written(page, target)
     return target

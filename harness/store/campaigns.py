@@ -19,7 +19,7 @@ from harness.model.campaign import Arm, ArmFacts, Campaign, CampaignFacts, Trial
 from harness.model.result import RunResult
 from harness.store.rundir import RunDirectory
 
-__all__ = ["CampaignDirectory", "campaign_of"]
+__all__ = ["CampaignDirectory", "campaign_of", "run_folders"]
 
 _FILE = "campaign.json"
 
@@ -102,6 +102,27 @@ class CampaignDirectory:
 
 def _relative(directory: str | None) -> str | None:
     return None if directory is None else Path(directory).name
+
+
+def run_folders(paths: Sequence[Path]) -> list[Path]:
+    """What of some paths holds runs, in the order given: for whoever says `results/2*` and means all runs there.
+
+    Reports beside the runs and runs that did not end are left out; a folder of runs that is no campaign (those of a suite or a bisection) stands for
+    the runs in it. Whatever else is no run stays, so that it is complained of; `UsageError` where nothing is left.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.suffix == ".html" or path.name.endswith(".partial"):
+            continue
+        inner = []
+        if path.is_dir() and not (path / "run.json").is_file() and not (path / _FILE).is_file():
+            inner = sorted(each.parent for each in path.glob("*/run.json") if not each.parent.name.endswith(".partial"))
+            if not inner and ("-suite-" in path.name or "-bisect-" in path.name):
+                continue
+        found += inner or [path]
+    if not found:
+        raise UsageError("there is no finished run among these", hint="`switchover list` shows the runs there are")
+    return found
 
 
 def campaign_of(paths: Sequence[Path]) -> Campaign:

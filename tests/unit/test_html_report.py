@@ -164,6 +164,18 @@ def test_a_bundle_is_shown_without_links(tmp_path, run_dir):
     assert f"switchover replay {bundle}" in page.text
 
 
+def test_a_glob_over_everything_in_results_takes_the_runs(tmp_path, run_dir):
+    results = tmp_path / "results"
+    make_run(results / "20260102T030405Z-suite-abcdef", run_id="20260102T030406Z-demo-abcde1")
+    (results / "20260102T030405Z-bisect-abcdef").mkdir()
+    (results / "20260102T030405Z-demo-000000.partial").mkdir()
+    for _ in range(2):  # the second time there is a report among them
+        answer = CliRunner().invoke(app, ["report", *map(str, sorted(results.glob("2*")))], catch_exceptions=False)
+        assert answer.exit_code == 0
+        page = Page(Path(answer.stdout.strip()).read_text())
+        assert {"20260102T030406Z-demo-abcde1", RUN_ID} <= set(page.ids)
+
+
 # -- drawing
 
 
