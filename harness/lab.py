@@ -100,6 +100,7 @@ class LabSettings(msgspec.Struct, frozen=True, kw_only=True):
     mtu: int = 1500
     queues: int = 1
     enabled_queues: int | None = None
+    extra_nics: int = 0
     guest_nic_properties: tuple[str, ...] = ()
     nic_properties: tuple[str, ...] = ()
     destination_nic_properties: tuple[str, ...] = ()
@@ -127,6 +128,8 @@ class LabSettings(msgspec.Struct, frozen=True, kw_only=True):
         nics = [NicSpec(id=NIC, mac=addresses.mac, queues=queues, vhost=self.vhost, mtu=mtu, properties=self.guest_nic_properties if moves else (), migration_properties=properties)]
         if self.management:
             nics.append(NicSpec(id=MANAGEMENT_NIC, mac=addresses.management_mac))
+        if moves:
+            nics += [NicSpec(id=f"extra{number}", mac=f"52:54:00:79:00:{number:02x}") for number in range(self.extra_nics)]
         return MachineSpec(
             name=name, argv_prefix=qemu.argv_prefix, data_dirs=qemu.data_dirs, accelerator=self.accelerator,
             machine=self.machine, cpu=self.cpu or ("host" if self.accelerator == "kvm" else TCG_CPU),
@@ -290,6 +293,9 @@ class Lab:
         if self.settings.management:
             management = await self.network.add_tap(f"mg-{suffix}", bridge=MANAGEMENT_BRIDGE)
             taps[MANAGEMENT_NIC] = management.fds
+        for number in range(self.settings.extra_nics if suffix != "peer" else 0):
+            extra = await self.network.add_tap(f"x{number}-{suffix}", bridge=MANAGEMENT_BRIDGE)
+            taps[f"extra{number}"] = extra.fds
         return port, taps
 
     async def _watch(self, port: Port) -> LiveTap:
@@ -523,7 +529,8 @@ class Lab:
                 self._live.remove(side.live)
             if side.port is not keep.port:
                 self.network.remove(side.port)
-            self.network.remove_named(f"mg-{side.machine.spec.name}")
+            for name in ("mg", *(f"x{number}" for number in range(self.settings.extra_nics))):
+                self.network.remove_named(f"{name}-{side.machine.spec.name}")
             self._machines.remove(side.machine)
             side.machine.forget()
         self._ended.clear()

@@ -79,7 +79,7 @@ async def prepare(scenario: Scenario, *, options: RunOptions, progress: Progress
         dirty_mib_s=scenario.guest.dirty_mib_s, dirty_mib=scenario.guest.dirty_mib,
         static_neighbours=scenario.network.static_neighbours, destination_port=scenario.network.destination_port,
         enabled_queues=scenario.network.enabled_queues, nic_properties=nic_properties(scenario.network)[0],
-        guest_nic_properties=guest_nic_properties(scenario.network), topology=scenario.network.topology,
+        guest_nic_properties=guest_nic_properties(scenario.network), topology=scenario.network.topology, extra_nics=scenario.network.extra_nics,
         link=LinkShape(
             mbit_s=scenario.network.link_mbit_s, delay_ms=scenario.network.link_delay_ms, loss_percent=scenario.network.link_loss_percent
         ),

@@ -24,6 +24,7 @@ VARIETY: tuple[Trial, ...] = (
     _guest("one-nic", guest={"management": False}),
     _guest("busy-memory", guest={"dirty_mib_s": 15, "dirty_mib": 32}),
     *(_network(f"queues-{count}", queues=count) for count in (2, 4, 8)),
+    _network("five-nics", extra_nics=3),
     _network("packed-ring", packed=True),
     _network("packed-ring-handover", mechanism="tap-handover", packed=True),
     _network("no-mergeable-buffers", mergeable=False),

@@ -189,6 +189,7 @@ class NetworkSection(_Section, frozen=True):
 
     `queues`: queue pairs of the NIC under test; `enabled_queues`: how many the guest uses (else what its driver chooses).
     `link_mbit_s`, `link_delay_ms`, `link_loss_percent`: what the migration link between two hosts does to each direction.
+    `extra_nics`: so many more NICs of the mobile guest, which nobody uses, and which migrate with it.
     `packed`: virtio's packed rings; `mergeable`: receive buffers that are merged; `offloads`: checksums and segmentation left to others.
     `iterative_delta`: what virtio-iterative sends at the stop is only what changed; `iterative_control` (on the destination): reset the
     device after the setup's load, or load the stop's state twice.
@@ -204,6 +205,7 @@ class NetworkSection(_Section, frozen=True):
     enabled_queues: Queues | None = None
     iterative_delta: bool = False
     iterative_control: Literal["none", "reset", "twice"] = "none"
+    extra_nics: Annotated[int, Meta(ge=0, le=8)] = 0
     packed: bool = False
     mergeable: bool = True
     offloads: bool = True
