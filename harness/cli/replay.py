@@ -152,7 +152,7 @@ def minimise(
     options = RunOptions(results=results, cache=cache_dir())
     shrunk: Shrunk = run(shrink(Observation.of_run(original), run=one_run(options, progress=lambda _: None), most=most, progress=progress))
     smallest = shrunk.run if shrunk.run is not None else path
-    made, target = bundle(smallest, others=(), output=output, max_size=max_size, minimised_from=original.run_id if shrunk.run is not None else "")
+    made, target = bundle(smallest, others=shrunk.others, output=output, max_size=max_size, minimised_from=original.run_id if shrunk.run is not None else "")
     return shrunk, target, len(made.data)
 
 

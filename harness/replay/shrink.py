@@ -22,10 +22,11 @@ _TRIES = 3
 
 
 class Shrunk(msgspec.Struct, frozen=True, kw_only=True):
-    """The smallest scenario, the run that showed the finding with it (None: nothing could be left out), and what it took."""
+    """The smallest scenario, the run that showed the finding with it (None: nothing could be left out), its other runs, and what it took."""
 
     scenario: Scenario
     run: Path | None
+    others: tuple[Path, ...] = ()
     asked: int
     runs: int
     spent: bool
@@ -42,6 +43,7 @@ async def shrink(original: Observation, *, run: OneRun, most: int, progress: Pro
     needed = min(_TRIES, runs_needed(times=1, runs=1))
     made = 0
     found: list[tuple[Scenario, Path]] = []
+    others: list[tuple[Scenario, Path]] = []
     refusals: list[str] = []
 
     async def stays(candidate: Scenario) -> bool:
@@ -61,8 +63,7 @@ async def shrink(original: Observation, *, run: OneRun, most: int, progress: Pro
                 answers.append(None)
                 continue
             answers.append(holds(finding, seen))
-            if answers[-1]:
-                found.append((candidate, path))
+            (found if answers[-1] else others).append((candidate, path))
         return verdict is Conclusion.REPRODUCED
 
     def each(candidate: Scenario, stayed: bool) -> None:
@@ -75,7 +76,8 @@ async def shrink(original: Observation, *, run: OneRun, most: int, progress: Pro
     budget = Budget(stays, most=most, each=each)
     smallest = await minimise(start, budget)
     shown_by = None if smallest == start == original.result.scenario else next(path for scenario, path in reversed(found) if scenario == smallest)
-    return Shrunk(scenario=smallest, run=shown_by, asked=budget.asked, runs=made, spent=budget.spent)
+    rest = tuple(path for scenario, path in [*found, *others] if shown_by is not None and scenario == smallest and path != shown_by)
+    return Shrunk(scenario=smallest, run=shown_by, others=rest, asked=budget.asked, runs=made, spent=budget.spent)
 
 
 def _first_line(error: SwitchoverError) -> str:

@@ -514,6 +514,21 @@ def test_a_candidate_that_cannot_be_run_is_said_and_passed_over(losing):
     assert any(line.endswith("the finding stays") for line in said)
 
 
+def test_the_runs_of_the_smallest_scenario_that_did_not_show_it_are_told(losing, sound):
+    made: list[tuple[Scenario, bool]] = []
+
+    async def run(scenario: Scenario) -> tuple[Observation, Path]:
+        shows = sum(each == scenario for each, _ in made) > 0 or scenario == losing.result.scenario  # others in their second run only
+        made.append((scenario, shows))
+        seen = losing if shows else sound
+        return Observation(result=msgspec.structs.replace(seen.result, scenario=scenario)), Path(f"run-{len(made)}")
+
+    done = asyncio.run(shrink(losing, run=run, most=50, progress=lambda _: None))
+    assert done.run == Path(f"run-{max(n for n, each in enumerate(made, 1) if each == (done.scenario, True))}")
+    assert done.others == tuple(Path(f"run-{n}") for n, each in enumerate(made, 1) if each == (done.scenario, False))
+    assert len(done.others) == 1
+
+
 def test_a_run_that_shows_nothing_bad_is_not_made_smaller(sound):
     with pytest.raises(UsageError, match="nothing bad"):
         asyncio.run(shrink(sound, run=Runs([]), most=5, progress=lambda _: None))
