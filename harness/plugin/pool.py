@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import SwitchoverError
+from harness.migrate.ways.base import as_before
 from harness.plugin.loop import LoopThread
 
 if TYPE_CHECKING:
@@ -16,20 +17,26 @@ __all__ = ["Pool", "differences", "state_of"]
 
 log = logging.getLogger("switchover")
 
-_USERLAND = 'for p in /proc/[0-9]*; do [ -s $p/cmdline ] && tr "\\0" " " < $p/cmdline && echo; done 2>/dev/null | grep -v "^sh -c\\|^/bin/sh -c" | sort'
+_USERLAND = (
+    'found=$(for p in /proc/[0-9]*; do c=$(tr "\\0" " " 2>/dev/null < $p/cmdline); [ -n "$c" ] && echo "$c"; done); '
+    'echo "$found" | grep -v "/cmdline" | grep -v "^tr " | sort'
+)
+"""The guest's programs; kernel threads have no command line, and this script's own processes are left out."""
 
 
 def state_of(pair: GuestPair) -> dict[str, Any]:
-    """What a test may leave changed: QEMU's run state, capabilities, parameters and objects; the guest's boot, programs and interface."""
-    parameters = pair.qmp("query-migrate-parameters")
+    """What a test may leave changed: QEMU's run state, migration parameters and objects; the guest's boot, programs and interface.
+
+    Capabilities are no part of it, nor are parameters that a migration of ours set: each migration sets the former anew, and takes the latter back.
+    """
+    parameters = as_before(pair.lab.mobile, pair.qmp("query-migrate-parameters"))
     return {
         "status": pair.qmp("query-status")["status"],
-        "capabilities": {each["capability"]: each["state"] for each in pair.qmp("query-migrate-capabilities")},
         "parameters": {name: parameters[name] for name in sorted(parameters)},
         "objects": sorted(entry["name"] for entry in pair.qmp("qom-list", {"path": "/objects"})),
         "boot": pair.succeed("cat /proc/sys/kernel/random/boot_id").strip(),
         "programs": pair.succeed(_USERLAND).split("\n"),
-        "interface": pair.succeed("ip -o address show eth0; cat /sys/class/net/eth0/operstate /sys/class/net/eth0/mtu").split("\n"),
+        "interface": pair.succeed("ip -br address show eth0; cat /sys/class/net/eth0/operstate /sys/class/net/eth0/mtu").split("\n"),
         "peer": None if pair.lab.peer_machine is None else pair.succeed(_USERLAND, on="peer").split("\n"),
     }  # fmt: skip
 

@@ -32,13 +32,12 @@ def test_the_second_finds_the_same_pair_and_leaves_it_changed(guest_pair, udp):
     with udp(rate_pps=500) as stream:
         guest_pair.migrate(mechanism="tap-handover")
     assert stream.ledger.lost == 0
-    guest_pair.qmp("migrate-set-capabilities", {"capabilities": [{"capability": "auto-converge", "state": True}]})
+    guest_pair.qmp("migrate-set-parameters", {"announce-rounds": 7})
     guest_pair.succeed("sleep 1000 >/dev/null 2>&1 &")
 
 @SHARED
 def test_the_third_gets_a_pair_as_it_should_be(guest_pair):
-    capabilities = {each["capability"]: each["state"] for each in guest_pair.qmp("query-migrate-capabilities")}
-    assert not capabilities["auto-converge"]
+    assert guest_pair.qmp("query-migrate-parameters")["announce-rounds"] != 7
     assert guest_pair.lab.mobile.spec.name == "m0"
     assert "sleep 1000" not in guest_pair.succeed("ps")
 
@@ -53,7 +52,7 @@ def test_one_that_fails_shows_what_became_of_the_packets(guest_pair, udp):
 def test_a_folder_of_ones_own(tmp_path):
     (tmp_path / "test_mine.py").write_text(MINE)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    words = ["-p", "no:cacheprovider", "--junitxml=junit.xml", "--switchover-results=runs", "--switchover-keep=failed", "--log-level=INFO"]
+    words = ["-p", "no:cacheprovider", "--junitxml=junit.xml", "--switchover-results=runs", "--switchover-keep=failed", "--log-level=INFO", "-o", "junit_logging=all"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280, check=False
     )
@@ -61,6 +60,8 @@ def test_a_folder_of_ones_own(tmp_path):
     failed = [name for name, case in cases.items() if case.find("failure") is not None or case.find("error") is not None]
     assert failed == ["test_one_that_fails_shows_what_became_of_the_packets"], done.stdout
     assert len(cases) == 5
+    said = "".join(part.text or "" for case in cases.values() for part in case.iter("system-err")) + done.stdout
+    assert "the pair is not used again: parameters: announce-rounds was 5, is 7; programs:" in said, said
     assert "sent in stopped" in done.stdout
     assert "stranded" in done.stdout
     properties = {each.get("name"): each.get("value") for each in cases["test_no_packet_is_lost"].iter("property")}

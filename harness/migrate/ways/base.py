@@ -14,7 +14,7 @@ from harness.migrate.tls import MigrationKeys, add_credentials
 from harness.model.plan import MigrationPlan
 from harness.vm.machine import Machine
 
-__all__ = ["Way", "WayContext", "configure"]
+__all__ = ["Way", "WayContext", "as_before", "configure"]
 
 
 @dataclass(eq=False)
@@ -54,6 +54,11 @@ class Way(Protocol):
 
 _before: WeakKeyDictionary[Machine, dict[str, Any]] = WeakKeyDictionary()
 """For each machine the parameters that were changed, as they were."""
+
+
+def as_before(machine: Machine, parameters: dict[str, Any]) -> dict[str, Any]:
+    """A machine's parameters as they are but for what its migrations changed, which the next one takes back."""
+    return {name: _before.get(machine, {}).get(name, value) for name, value in parameters.items()}
 
 
 async def configure(context: WayContext, machine: Machine, side: Sides) -> None:
