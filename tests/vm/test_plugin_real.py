@@ -88,3 +88,38 @@ def test_the_suite_by_one_command(tmp_path):
         assert (done.returncode, row["state"]) == (0, "works")
     (folder,) = tmp_path.iterdir()
     assert {"junit.xml", "conformance.md", "conformance.json"} <= {path.name for path in folder.iterdir()}
+
+
+GUESTLESS = '''"""What is tested: nothing that needs a guest."""
+import pytest
+from harness.errors import DeadlineError, FeatureLackError
+
+def test_works(): pass
+def test_is_broken(): assert 3 == 0, "three packets are gone"
+def test_lacks(): raise FeatureLackError("this QEMU lacks netpass")
+'''
+BROKE = '''"""A testbed that breaks."""
+import pytest
+from harness.errors import DeadlineError
+
+@pytest.fixture
+def pair(): raise DeadlineError("the guest was not ready")
+def test_breaks(pair): pass
+'''
+
+
+def test_a_suite_of_ones_own_ends_with_a_table(tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "test_my_feature.py").write_text(GUESTLESS)
+    (mine / "test_other.py").write_text(BROKE)
+    command = [sys.executable, "-m", "harness.cli", "suite", "--tests", str(mine), "--results", str(tmp_path / "results")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "three packets are gone" in done.stdout
+    (folder,) = (tmp_path / "results").iterdir()
+    assert str(folder) in done.stdout
+    found = json.loads((folder / "conformance.json").read_text())
+    rows = {row["name"]: (row["state"], row["passed"], row["failed"], row["errors"], row["skipped"]) for row in found["rows"]}
+    assert rows == {"my-feature": ("broken", 1, 1, 0, 1), "other": ("not judged", 0, 0, 1, 0)}
+    assert "my-feature" in (folder / "conformance.md").read_text()
