@@ -148,7 +148,7 @@ class MigrationDriver:
                 await self._after_failure()
             failure = ""
             if status != wanted and not self._faults.planned:
-                failure = f"the migration ended as {status!r}, not {wanted!r}: {info.get('error-desc', 'no reason was given')}"
+                failure = f"the migration ended as {status!r}, not {wanted!r}: {info.get('error-desc') or self._last_words()}"
             if self._faults.kills:
                 return await self._conclude_fault(status, info)
             return await self._conclude(status, info, failure)
@@ -341,6 +341,13 @@ class MigrationDriver:
         if self._stop_ns is not None:
             self._source.account.suspend("its machine was stopped and went on since the account began")
         await self._mechanism.aborted(self._context, stop_ns=self._stop_ns)
+
+    def _last_words(self) -> str:
+        """Why, by the destination's last line, where the source gives no reason."""
+        if self._destination.machine.process.returncode is None:
+            return "no reason was given"
+        lines = [line for line in self._destination.machine.process.read_output().decode(errors="replace").splitlines() if "qemu-system" in line]
+        return f"the destination ended with: {' / '.join(lines[-2:])}" if lines else "the destination ended without a word"
 
     # -- the end
 
