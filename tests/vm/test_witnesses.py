@@ -9,7 +9,7 @@ import sys
 import pytest
 
 
-@pytest.mark.nightly  # these programs have time limits of their own, which a busy host exceeds
+@pytest.mark.nightly  # long for what it adds to the unit tests of each client
 @pytest.mark.timeout(300)
 def test_ping_iperf3_and_irtt_stand_beside_our_probes(tmp_path):
     command = [sys.executable, "-c", "from harness.cli import main; main()", "run", "witnesses", "--json", "--results", str(tmp_path)]
