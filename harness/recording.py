@@ -193,11 +193,12 @@ class Recording:
         """What waits, now that the traffic has ended, at the TAPs of machines that a fault left without a guest."""
         for ended in self._ended:
             waiting = read_queue(ended.side.port.fds)
-            found = {f"{'stranded' if ended.name == 'source' else 'abandoned'}_file": self._frames(
+            found: dict[str, str | None] = {f"{'stranded' if ended.name == 'source' else 'abandoned'}_file": self._frames(
                 "stranded" if ended.name == "source" else "abandoned", waiting, port=ended.name)}
             if ended.name == "source" and self._stop_point is not None:
                 left = ended.side.live.frames(first=self._stop_point.first_undelivered)
                 found["undelivered_file"] = self._frames("undelivered", [f.frame for f in left], [f.time_ns for f in left])
+                found["taken"] = None  # QEMU may have read on after it was asked: what does not wait was taken
             self._migrations[-1] = msgspec.structs.replace(self._migrations[-1], **found)
 
     def _facts_of(self, record: MigrationRecord, plan: MigrationPlan, began_ns: int, names: tuple[str, ...]) -> MigrationFacts:
