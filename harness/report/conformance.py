@@ -16,6 +16,8 @@ from harness.errors import TestbedError
 __all__ = ["Conformance", "Row", "State", "conformance", "conformance_table", "exit_code"]
 
 _MODULE = re.compile(r"(?:^|\.)test_(\w+)$")
+_BROKE = ("TestbedError", "DeadlineError", "ProcessError", "MigrationError", "UsageError")
+"""Errors of the harness itself, by whose name the plugin's message begins."""
 _PREFIX = re.compile(r"^(?:Skipped: )?")
 
 
@@ -74,7 +76,7 @@ def _outcome(case: ET.Element) -> tuple[str, str]:
         if (found := case.find(kind)) is not None:
             words = _PREFIX.sub("", found.get("message") or (found.text or "").strip())
             line = next((each.strip() for each in words.splitlines() if each.strip()), "")
-            if kind == "failure" and "the testbed broke" in (found.text or "") + _sections(case):
+            if kind == "failure" and (line.partition(":")[0] in _BROKE or "the testbed broke" in (found.text or "") + _sections(case)):
                 return "errors", line
             return {"error": "errors", "failure": "failed", "skipped": "skipped"}[kind], line
     return "passed", ""
