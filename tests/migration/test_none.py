@@ -62,8 +62,9 @@ def test_a_known_outage_loses_nothing_and_is_measured(guest_pair, udp):
     truth_ms = (record.resume_ns - record.stop_ns) / 1e6
     assert stream.ledger.lost == 0
     assert truth_ms >= 120
-    # How near to the truth it comes is for a calibration on a quiet host to say: a busy one only ever makes it longer.
-    assert stream.ledger.network_downtime_ms >= truth_ms - 2
+    # How near to the truth it comes is for a calibration on a quiet host to say: a busy one makes it longer, and a pause of
+    # the sender's own hides as much of it.
+    assert stream.ledger.network_downtime_ms >= truth_ms - 2 - stream.ledger.sent_late_max_ms
     (step,) = stream.result.clock.steps
     assert step.step_ms <= -truth_ms
 
