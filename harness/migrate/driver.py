@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.capture.live import Injector, LiveFrame
 from harness.errors import ProcessError, SwitchoverError, TestbedError
-from harness.host.bridge import PortFlags
+from harness.host.bridge import PortFlags, port_message
 from harness.host.deadline import Deadline
 from harness.host.network import Network
 from harness.host.tap import read_queue
@@ -179,9 +179,11 @@ class MigrationDriver:
             self._faults.at(FaultPoint.STARTED)
             self._resumed = asyncio.ensure_future(self._mechanism.resumed(self._context))
             if not self._mechanism.steers_bridge:
-                self._network.set_port(self._destination.port, PortFlags.opened())
+                moves = [port_message(self._destination.port.ifindex, PortFlags.opened())]
                 if self._destination_port is DestinationPort.AT_RESUME:
-                    self._network.set_port(self._source.port, PortFlags.closed())
+                    # In one message: a broadcast between the two would go to both.
+                    moves.append(port_message(self._source.port.ifindex, PortFlags.closed()))
+                self._network.control.apply(moves)
         elif event.name == "MIGRATION" and event.source == self._source.machine.role:
             self._statuses.append((str(event.data["status"]), event.t_ns))
             if event.data["status"] == "active":
