@@ -182,8 +182,10 @@ def test_broadcasts_are_delivered_and_the_networks_copies_are_counted(guest_pair
         guest_pair.succeed("sleep 0.3")
     exactly_once(unicast)
     accounted(broadcast)
-    assert broadcast.ledger.lost == 0
+    # A broadcast that comes after RESUME, before the destination's port opens, reaches the source alone, which may have passed its last.
+    assert set(broadcast.ledger.lost_by_phase) <= {"unannounced", "after"}
     frames = frames_at_the_taps(guest_pair)
+    assert broadcast.ledger.lost <= np.count_nonzero(frames["source"].time_ns >= record.resume_ns)
     assert not np.count_nonzero(frames["destination"].time_ns < record.resume_ns), "the bridge copied while no machine ran"
     # Opening one port and closing the other are two steps for the kernel: a broadcast that meets it between them goes to both.
     assert broadcast.ledger.duplicated <= at_both(frames)
