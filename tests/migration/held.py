@@ -45,6 +45,10 @@ class Held:
         """Whether the guest runs at the source."""
         return bool((await self.source.qmp.command("query-status"))["running"])
 
+    def stopped(self) -> bool:
+        """Whether the source's guest was stopped since the migration began, by its event."""
+        return self.pair.lab.timeline.find("STOP", source=self.source.role, after_ns=self.begin_ns) is not None
+
     async def make_ready(self) -> None:
         await self.destination.qmp.command("qom-set", path=f"/machine/peripheral/{SLOW}", property="ready", value=True)
 
@@ -81,6 +85,8 @@ async def held_migration(pair: Any, capabilities: tuple[str, ...]) -> AsyncItera
     wanted = [{"capability": name, "state": True} for name in capabilities]
     for machine in (held.source, held.destination):
         await machine.qmp.command("migrate-set-capabilities", capabilities=wanted)
+        # Later rounds would announce the guest from a source that has stopped, and change its state.
+        await machine.qmp.command("migrate-set-parameters", **{"announce-rounds": 1})
     uri = f"unix:{held.destination.scratch(f'{held.destination.spec.name}.migrate')}"
     await held.destination.qmp.command("migrate-incoming", uri=uri)
     await held.source.qmp.command("migrate", uri=uri)
