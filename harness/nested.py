@@ -139,7 +139,8 @@ async def _follow(machine: asyncio.subprocess.Process, console: Path, *, progres
     boot, run = Deadline(_BOOT_S), Deadline(_RUN_S)
     while machine.returncode is None:
         with suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(machine.wait()), timeout=0.5)
+            async with asyncio.timeout(0.5):
+                await machine.wait()
         text = console.read_text(errors="replace") if console.exists() else ""
         whole = text.rfind("\n") + 1
         for line in text[read:whole].splitlines():

@@ -235,9 +235,6 @@ class Recording:
         side = self._lab.mobile_side
         if side is None or self._migrations[-1:] == [] or side.port is not self._ports["source"]:
             return
-        last = self._migrations[-1]
-        if not last.moved and last.status not in ("cancelled", "failed"):
-            return
         dropped = sum(counter.count for counter in self._counters if counter.place == "source-tap")
         try:
             count = await side.account.missing() - dropped

@@ -48,10 +48,12 @@ class Deadline:
 
     async def wait(self, awaitable: Awaitable[T], *, awaited: str, seen: Callable[[], str] | None = None) -> T:
         """Await `awaitable`; raise `DeadlineError` naming `awaited` when time is up (the awaitable is cancelled)."""
+        # Not wait_for: Python 3.11's forgets a cancellation that comes in the moment in which the awaitable is done.
         try:
-            return await asyncio.wait_for(awaitable, timeout=self.remaining_s)
+            async with asyncio.timeout(self.remaining_s) as limit:
+                return await awaitable
         except TimeoutError as error:
-            if not self.expired:
+            if not limit.expired():
                 raise  # a TimeoutError of the awaitable's own
             raise self.error(awaited, seen=seen() if seen else "") from error
 

@@ -160,7 +160,8 @@ class Warden:
         helper, self._helper = self._helper, None
         if helper is not None:
             try:
-                await asyncio.wait_for(asyncio.to_thread(helper.wait), timeout=10.0)
+                async with asyncio.timeout(10.0):
+                    await asyncio.to_thread(helper.wait)
             except TimeoutError:
                 helper.kill()
                 helper.wait()

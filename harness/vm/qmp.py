@@ -108,6 +108,7 @@ class Qmp(QMPClient):
         if self.runstate != Runstate.IDLE:
             # After QEMU was killed, disconnect() raises what the reader saw.
             with contextlib.suppress(Exception):
-                await asyncio.wait_for(self.disconnect(), timeout=5.0)
+                async with asyncio.timeout(5.0):
+                    await self.disconnect()
 
 
