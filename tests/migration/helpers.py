@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["accounted", "exactly_once"]
+__all__ = ["account", "accounted", "exactly_once"]
+
+
+def account(stream) -> tuple[int, int, int, int]:
+    """Lost, duplicated, reordered and unexplained packets."""
+    ledger = stream.ledger
+    return (ledger.lost, ledger.duplicated, ledger.reordered, ledger.ledger.unexplained)
 
 
 def accounted(stream) -> None:

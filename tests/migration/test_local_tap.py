@@ -11,33 +11,16 @@ import time
 
 import msgspec
 import pytest
+from helpers import account
 
 from harness.errors import MigrationError
 from harness.host.deadline import Deadline
-from harness.migrate.mechanisms import MECHANISMS
-from harness.migrate.mechanisms.base import Mechanism
 from harness.migrate.mechanisms.local_tap import LocalTap
 from harness.model.addresses import MOBILE
 
 pytestmark = pytest.mark.switchover(requires=["local-tap"], qemu="reference")
 
 TUNGETIFF, TUNGETVNETHDRSZ = 0x800454D2, 0x800454D7
-
-
-@pytest.fixture
-def mechanism(monkeypatch):
-    """Makes a mechanism of this module known, under the name that is returned."""
-
-    def add(kind: type[Mechanism]) -> str:
-        monkeypatch.setitem(MECHANISMS, "of-this-test", kind)
-        return "of-this-test"
-
-    return add
-
-
-def account(stream):
-    ledger = stream.ledger
-    return (ledger.lost, ledger.duplicated, ledger.reordered, ledger.ledger.unexplained)
 
 
 def settings_of(port):

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import msgspec
 import pytest
+from helpers import account
 
 from harness.errors import SwitchoverError
-from harness.migrate.mechanisms import MECHANISMS
 from harness.migrate.mechanisms.base import Mechanism
 from harness.migrate.mechanisms.redirect import Redirect
 
@@ -28,22 +28,6 @@ class KillsTheDestination(Redirect):
     async def before_continue(self, context, *, stop_ns):
         await context.destination.machine.process.signal(signal.SIGKILL)
         await context.destination.machine.process.ended
-
-
-@pytest.fixture
-def mechanism(monkeypatch):
-    """Makes a mechanism of this module known, under the name that is returned."""
-
-    def add(kind: type[Mechanism]) -> str:
-        monkeypatch.setitem(MECHANISMS, "of-this-test", kind)
-        return "of-this-test"
-
-    return add
-
-
-def account(stream):
-    ledger = stream.ledger
-    return (ledger.lost, ledger.duplicated, ledger.reordered, ledger.ledger.unexplained)
 
 
 def migrated(guest_pair, udp, mechanism, **plan):

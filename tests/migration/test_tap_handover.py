@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from helpers import account
 
 pytestmark = pytest.mark.switchover(requires=["ring-status"])
 
 
 def exactly_once(stream) -> None:
     """Nothing lost, doubled, reordered or unexplained."""
-    ledger = stream.ledger
-    assert (ledger.lost, ledger.duplicated, ledger.reordered, ledger.ledger.unexplained) == (0, 0, 0, 0), stream.result
+    assert account(stream) == (0, 0, 0, 0), stream.result
 
 
 @pytest.mark.parametrize("rate_pps", [1000, 3000])
@@ -21,8 +21,8 @@ def test_no_packet_is_lost_doubled_or_reordered(guest_pair, udp, rate_pps):
         guest_pair.succeed("sleep 0.5")
     exactly_once(down)
     exactly_once(up)
-    # How many of those sent while no machine ran were passed over is no fixed number: on a busy host some reach the bridge late.
-    assert down.ledger.passed > 100
+    # Of those sent while no machine ran, the last ones find the bridge moved already and need no passing.
+    assert down.ledger.passed >= down.ledger.sent_by_phase["stopped"] // 2 > 0
 
 
 @pytest.mark.switchover(requires=["ring-status"], peer="guest")
