@@ -54,7 +54,7 @@ bench: setup references ## speed, as ratios within one run
 
 # `none` comes twice: with the host's QEMU, and with the build that the mechanisms need (a new TAP on the same host); netpass too: with hold-back
 # the destination's QEMU keeps what comes directly until all that was passed is in the guest, so that nothing overtakes.
-mechanisms: setup reference ## all mechanisms in one interleaved campaign: the table of README.md (some 20 minutes)
+mechanisms: setup reference ## all mechanisms in one interleaved campaign: the table of README.md (some 15 minutes)
 	@$(BIN)/switchover compare tcp-request-none tcp-request-none:qemu.source=reference,qemu.destination=reference \
 		tcp-request-tap-handover tcp-request-netpass tcp-request-netpass:migration.parameters.netpass-hold-back=500 \
 		tcp-request-redirect tcp-request-local-tap \
