@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +9,7 @@ import msgspec
 
 from harness.analysis.sequential import Boundary
 from harness.errors import TestbedError, UsageError
+from harness.store.folders import fresh_folder, fresh_name
 
 __all__ = ["BisectFacts", "BisectFolder", "CommitFacts"]
 
@@ -71,15 +70,7 @@ class BisectFolder:
 
     @classmethod
     def create(cls, results: Path) -> BisectFolder:
-        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-        path = results / f"{stamp}-bisect-{secrets.token_hex(3)}"
-        try:
-            path.mkdir(parents=True)
-        except OSError as error:
-            raise TestbedError(
-                f"results can't be written to {results}: {error.strerror}", hint="choose another folder with --results"
-            ) from error
-        return cls(path.resolve())
+        return cls(fresh_folder(results, fresh_name("bisect")).resolve())
 
     @property
     def repository(self) -> Path:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import secrets
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -43,12 +41,13 @@ def matrix(
     from harness.model.matrix import CellResult, CellVerdict, MatrixFacts
     from harness.report.matrix import matrix_table
     from harness.run import RunOptions
+    from harness.store.folders import fresh_folder, fresh_name
 
     cells = run_to_end(plan_matrix(qemu or _QEMUS, cache=cache_dir(), only=only or []))
     if list_cells:
         print("\n".join(f"{cell.name}  QEMU {cell.qemu}" + (f"  skipped: {cell.skip}" if cell.skip else "") for cell in cells))
         raise typer.Exit(0)
-    folder = results / f"{datetime.now(UTC).strftime('%Y%m%dT%H%M%SZ')}-matrix-{secrets.token_hex(3)}"
+    folder = fresh_folder(results, fresh_name("matrix"))
     began = time.monotonic()
 
     def facts(found: list[CellResult]) -> MatrixFacts:
@@ -62,10 +61,6 @@ def matrix(
         except OSError as error:
             raise TestbedError(f"{folder} can't be written: {error.strerror}", hint="choose another folder with --results") from error
 
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise TestbedError(f"{folder} can't be made: {error.strerror}", hint="choose another folder with --results") from error
     with reporting(quiet=json) as progress:
         options = RunOptions(results=folder, cache=cache_dir(), cold=False)
         found = run_to_end(run_matrix(cells, options=options, progress=progress, done=save))
@@ -96,9 +91,10 @@ def ping_pong(
     from harness.pingpong import ping_pong as work
     from harness.report.pingpong import pingpong_table
     from harness.run import RunOptions
+    from harness.store.folders import fresh_name
 
     loaded = load_scenario(scenario, settings=settings or [])
-    folder = results / f"{datetime.now(UTC).strftime('%Y%m%dT%H%M%SZ')}-ping-pong-{secrets.token_hex(3)}"
+    folder = results / fresh_name("ping-pong")
     with reporting(quiet=json) as progress:
         found = run_to_end(work(loaded, times=times, options=RunOptions(results=folder, cache=cache_dir(), cold=False), progress=progress))
     if json:

@@ -6,11 +6,9 @@ import ast
 import asyncio
 import importlib.util
 import os
-import secrets
 import signal
 import subprocess
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -46,6 +44,7 @@ def suite(
     from harness.builds import resolve_qemu
     from harness.report.conformance import conformance, conformance_table, exit_code
     from harness.resources import suite_resources
+    from harness.store.folders import fresh_folder, fresh_name
     from harness.vm.discovery import FEATURES, discover
 
     if importlib.util.find_spec("pytest") is None:
@@ -58,13 +57,8 @@ def suite(
     cache = cache_dir()
     sides = [resolve_qemu(qemu, cache), resolve_qemu(destination or qemu, cache)]
     found = asyncio.run(discover(sides[0], cache=cache))
-    where = (results or Path("results")) / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-suite-{secrets.token_hex(3)}"
-    try:
-        where.mkdir(parents=True)
-        # a setting of the user's own project must not reach the suite
-        (where / "pytest.ini").write_text("[pytest]\n")
-    except OSError as error:
-        raise TestbedError(f"results can't be written to {where}: {error.strerror}", hint="choose another folder with --results") from error
+    where = fresh_folder(results or Path("results"), fresh_name("suite"))
+    (where / "pytest.ini").write_text("[pytest]\n")  # a setting of the user's own project must not reach the suite
     words = [sys.executable, "-m", "pytest", "-c", str(where / "pytest.ini"), f"--rootdir={folder}", "-p", "no:cacheprovider", "-ra"]
     words += [f"--junitxml={where / 'junit.xml'}", f"--switchover-results={where.resolve()}", f"--switchover-qemu={_full(qemu)}"]
     words += [f"--switchover-accel={accel}", f"--switchover-repeat={repeat}"]

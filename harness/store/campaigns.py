@@ -6,9 +6,7 @@ after each run: a campaign that was cut short reads as the part that was done.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import msgspec
 from harness.errors import TestbedError, UsageError
 from harness.model.campaign import Arm, ArmFacts, Campaign, CampaignFacts, Trial, TrialFacts
 from harness.model.result import RunResult
+from harness.store.folders import fresh_folder, fresh_name
 from harness.store.rundir import RunDirectory
 
 __all__ = ["CampaignDirectory", "campaign_of", "run_folders"]
@@ -33,15 +32,7 @@ class CampaignDirectory:
     @classmethod
     def create(cls, results: Path) -> CampaignDirectory:
         """A fresh folder below `results`."""
-        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-        path = results / f"{stamp}-campaign-{secrets.token_hex(3)}"
-        try:
-            path.mkdir(parents=True)
-        except OSError as error:
-            raise TestbedError(
-                f"results can't be written to {results}: {error.strerror}", hint="choose another folder with --results"
-            ) from error
-        return cls(path)
+        return cls(fresh_folder(results, fresh_name("campaign")))
 
     @classmethod
     def open(cls, path: Path) -> CampaignDirectory:

@@ -7,7 +7,6 @@ without that ending is whole, and one with it is a run that died.
 from __future__ import annotations
 
 import contextlib
-import secrets
 import shutil
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -22,6 +21,7 @@ from harness.model.facts import RunFacts
 from harness.model.load import dump_scenario
 from harness.model.result import RunResult
 from harness.model.scenario import Scenario
+from harness.store.folders import fresh_folder, fresh_name
 
 __all__ = ["RunDirectory"]
 
@@ -41,18 +41,9 @@ class RunDirectory:
 
     @classmethod
     def create(cls, results: Path, scenario: str) -> RunDirectory:
-        """A fresh partial folder below `results`. `UsageError` when it can't be written."""
-        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-        run_id = f"{stamp}-{scenario}-{secrets.token_hex(3)}"
-        path = results / f"{run_id}{_PARTIAL}"
-        try:
-            for folder in ("capture", "traffic"):
-                (path / folder).mkdir(parents=True)
-        except OSError as error:
-            raise TestbedError(
-                f"results can't be written to {results}: {error.strerror}", hint="choose another folder with --results"
-            ) from error
-        return cls(path, run_id)
+        """A fresh partial folder below `results`. `TestbedError` when it can't be written."""
+        run_id = fresh_name(scenario)
+        return cls(fresh_folder(results, f"{run_id}{_PARTIAL}", inner=("capture", "traffic")), run_id)
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
@@ -60,7 +51,7 @@ class RunDirectory:
         if not path.is_dir():
             raise UsageError(f"{path} is no run directory", hint="give a folder that `switchover run` left below results/")
         if path.name.endswith(_PARTIAL):
-            raise UsageError(f"{path} is a run that did not end; it has no result", hint="its log.txt says how far it came")
+            raise UsageError(f"{path} is a run that did not end; it has no result", hint="its error.txt says why, its log.txt how far it came")
         if not (path / "run.json").is_file():
             raise UsageError(f"{path} is no run directory: it has no run.json")
         return cls(path, path.name)

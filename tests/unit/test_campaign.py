@@ -17,46 +17,12 @@ from harness.analysis.statistics import Change
 from harness.campaign import CampaignPlan, plan_campaign, run_campaign
 from harness.errors import FeatureLackError, TestbedError, UsageError
 from harness.model.campaign import Arm, Campaign, Trial, label_arms, split_arm
-from harness.model.result import (
-    Downtimes,
-    Figure,
-    GuestIdentity,
-    LedgerClasses,
-    Outcome,
-    QemuIdentity,
-    QemuPair,
-    RunResult,
-    StreamResult,
-    TcpResult,
-    Verdict,
-)
+from harness.model.example import make_result
+from harness.model.result import Figure, RunResult, TcpResult
 from harness.model.scenario import Scenario
 from harness.report.comparison import comparison_table
 from harness.run import RunOptions
 from harness.store.campaigns import CampaignDirectory, campaign_of
-
-
-def result(name: str = "x", *, lost: int = 0, compute_ms: float | None = 150.0, accelerator: str = "tcg", **more: Any) -> RunResult:
-    qemu = QemuIdentity(name="system", version="7.2", build="x")
-    ledger = LedgerClasses(
-        delivered=100 - lost, stranded_at_source=lost, dropped_by_host=0, lost_in_qemu=0, dropped_by_guest=0, lost_on_return=0,
-        unexplained=0,
-    )  # fmt: skip
-    stream = StreamResult(
-        name="udp", kind="udp", direction="to-guest", sent=100, delivered=100 - lost, lost=lost, passed=0, late=0, duplicated=0,
-        reordered=0, longest_gap_ms=5.5, network_downtime_ms=compute_ms, sent_late_max_ms=0.0, outages=(), latency_ms=None,
-        ledger=ledger, lost_by_phase={},
-    )  # fmt: skip
-    values: dict[str, Any] = {
-        "run_id": "r", "scenario": Scenario(name=name), "outcome": Outcome.COMPLETED, "verdict": Verdict.NO_BASELINE,
-        "accelerator": accelerator, "host": {}, "qemu": QemuPair(source=qemu, destination=qemu),
-        "guest": GuestIdentity(kernel="k", image="i"), "mechanism": "none", "phases": (), "streams": (stream,),
-        "downtime": Downtimes(
-            compute_ms=Figure(value=compute_ms, resolution_ms=0.5), network_ms=Figure(value=compute_ms, resolution_ms=1.0),
-            reported_ms=Figure(value=None, resolution_ms=1.0),
-        ),
-    }  # fmt: skip
-    return RunResult(**(values | more))
 
 
 def arm(label: str, results: Sequence[RunResult | None]) -> Arm:
@@ -80,7 +46,7 @@ class Fake:
             raise self.error
         path = options.results / f"run-{number}"
         path.mkdir(parents=True)
-        found = result(scenario.name, lost=number, run_id=path.name, scenario=scenario)
+        found = make_result(scenario, lost=number, run_id=path.name)
         (path / "result.json").write_bytes(msgspec.json.encode(found))
         (path / "run.json").write_text("{}")
         return found, path
@@ -216,8 +182,8 @@ def differences(campaign: Campaign, **more: Any) -> dict[str, Change]:
 
 
 def test_a_difference_is_claimed_when_its_interval_leaves_the_resolution_behind():
-    first, second = (arm(n, [result(lost=k, compute_ms=ms) for k in range(200, 210)]) for n, ms in (("a", 150.0), ("b", 150.4)))
-    worse = arm("c", [result(lost=0, compute_ms=160.0 + n / 10) for n in range(10)])
+    first, second = (arm(n, [make_result(lost=k, compute_ms=ms) for k in range(200, 210)]) for n, ms in (("a", 150.0), ("b", 150.2)))
+    worse = arm("c", [make_result(lost=0, compute_ms=160.0 + n / 10) for n in range(10)])
     assert differences(Campaign(arms=(first, second)))["compute_ms"] is Change.UNCHANGED
     found = differences(Campaign(arms=(first, worse)))
     assert found["compute_ms"] is Change.REGRESSED
@@ -225,22 +191,22 @@ def test_a_difference_is_claimed_when_its_interval_leaves_the_resolution_behind(
 
 
 def test_nothing_is_claimed_below_what_the_calibration_showed():
-    first, second = (arm(n, [result(compute_ms=ms)] * 10) for n, ms in (("a", 150.0), ("b", 153.0)))
+    first, second = (arm(n, [make_result(compute_ms=ms)] * 10) for n, ms in (("a", 150.0), ("b", 153.0)))
     campaign = Campaign(arms=(first, second))
     assert differences(campaign)["network_ms"] is Change.REGRESSED
     calibrated = differences(campaign, resolutions={"network_ms": 3.5})
-    assert calibrated["network_ms"] is calibrated["streams.udp.network_ms"] is Change.UNCHANGED
+    assert calibrated["network_ms"] is calibrated["streams.udp-to-guest.network_ms"] is Change.UNCHANGED
 
 
 def test_few_runs_are_inconclusive_and_say_so():
-    first, second = (arm(n, [result(lost=k)] * 4) for n, k in (("a", 0), ("b", 99)))
+    first, second = (arm(n, [make_result(lost=k)] * 4) for n, k in (("a", 0), ("b", 99)))
     (lost,) = [each for each in compare_campaign(Campaign(arms=(first, second))).differences if each.metric == "lost"]
     assert (lost.change, lost.why) == (Change.INCONCLUSIVE, "4 runs each are too few to show any difference")
 
 
 def test_a_run_that_failed_takes_its_round_out_of_the_pairs():
-    first = arm("a", [result(lost=k) for k in (10, 20, 30, 40, 50, 60)])
-    second = arm("b", [result(lost=11), None, *(result(lost=k) for k in (31, 41, 51, 61))])
+    first = arm("a", [make_result(lost=k) for k in (10, 20, 30, 40, 50, 60)])
+    second = arm("b", [make_result(lost=11), None, *(make_result(lost=k) for k in (31, 41, 51, 61))])
     comparison = compare_campaign(Campaign(arms=(first, second)))
     (lost,) = [each for each in comparison.differences if each.metric == "lost"]
     assert (lost.difference.median, lost.difference.count, lost.paired) == (1, 5, True)
@@ -249,7 +215,7 @@ def test_a_run_that_failed_takes_its_round_out_of_the_pairs():
 
 
 def test_timings_of_two_accelerators_are_never_compared():
-    campaign = Campaign(arms=(arm("a", [result()] * 6), arm("b", [result(accelerator="kvm", lost=5)] * 6)))
+    campaign = Campaign(arms=(arm("a", [make_result()] * 6), arm("b", [make_result(accelerator="kvm", lost=5)] * 6)))
     found = differences(campaign)
     assert found["lost"] is Change.REGRESSED
     assert not [name for name in found if name.endswith("_ms")]
@@ -257,8 +223,8 @@ def test_timings_of_two_accelerators_are_never_compared():
 
 def test_many_metrics_are_judged_together():
     # One of 8 rounds against: 0.0156 for `lost` alone, too much for one of three figures.
-    first = arm("a", [result(lost=50, compute_ms=150.0 + n % 3) for n in range(8)])
-    second = arm("b", [result(lost=49 if n == 0 else 52 + n, compute_ms=150.0 + (n + 1) % 3) for n in range(8)])
+    first = arm("a", [make_result(lost=50, compute_ms=150.0 + n % 3) for n in range(8)])
+    second = arm("b", [make_result(lost=49 if n == 0 else 52 + n, compute_ms=150.0 + (n + 1) % 3) for n in range(8)])
     (lost,) = [each for each in compare_campaign(Campaign(arms=(first, second))).differences if each.metric == "lost"]
     assert lost.p_value == pytest.approx(4 / 256)
     assert lost.p_adjusted == pytest.approx(3 * 4 / 256)
@@ -266,7 +232,7 @@ def test_many_metrics_are_judged_together():
 
 
 def test_runs_that_were_not_made_by_turns_are_compared_as_two_groups():
-    groups = tuple(arm(n, [result(lost=k) for k in ks]) for n, ks in (("a", range(200, 212)), ("b", range(9))))
+    groups = tuple(arm(n, [make_result(lost=k) for k in ks]) for n, ks in (("a", range(200, 212)), ("b", range(9))))
     (lost,) = [e for e in compare_campaign(Campaign(arms=groups, interleaved=False)).differences if e.metric == "lost"]
     assert (lost.change, lost.paired, lost.effect) == (Change.IMPROVED, False, -1)
 
@@ -284,7 +250,7 @@ class Scripted(Fake):
         path = options.results / f"{scenario.name}-{number}"
         path.mkdir(parents=True)
         mine = self.lost[scenario.name][number]
-        found = result(scenario.name, lost=mine, compute_ms=float(mine), run_id=path.name, scenario=scenario)
+        found = make_result(scenario, lost=mine, compute_ms=float(mine), run_id=path.name)
         (path / "result.json").write_bytes(msgspec.json.encode(found))
         (path / "run.json").write_text("{}")
         return found, path
@@ -339,20 +305,20 @@ def connection(name: str, stall_ms: float | None) -> TcpResult:
 
 
 def test_the_longest_tcp_stall_is_read_and_a_figure_that_is_missing_is_none():
-    found = readings(result(compute_ms=None, tcp=(connection("a", 201.5), connection("b", 7.0), connection("idle", None))))
+    found = readings(make_result(compute_ms=None, tcp=(connection("a", 201.5), connection("b", 7.0), connection("idle", None))))
     assert (found["tcp_stall_ms"].value, found["tcp_stall_ms"].resolution) == (201.5, 2.5)
     assert found["compute_ms"].value is None
-    assert readings(result())["tcp_stall_ms"].value is None
+    assert readings(make_result())["tcp_stall_ms"].value is None
 
 
 def test_the_table_shows_counts_as_counts_and_no_figure_that_nobody_has():
-    table = comparison_table(compare_campaign(Campaign(arms=(arm("a", [result(lost=k) for k in (3, 1, 2)]),))))
+    table = comparison_table(compare_campaign(Campaign(arms=(arm("a", [make_result(lost=k) for k in (3, 1, 2)]),))))
     assert "2 (1..3)" in table
     assert "reported" not in table
 
 
 def test_figures_in_microseconds_are_readings_and_are_shown_when_asked_for():
-    runs = [result(figures={"virtio_net_load_us": 700.0 + k, "ready_s": 1.5}) for k in range(6)]
+    runs = [make_result(figures={"virtio_net_load_us": 700.0 + k, "ready_s": 1.5}) for k in range(6)]
     comparison = compare_campaign(Campaign(arms=(arm("a", runs), arm("b", runs))))
     assert "figures.ready_s" not in comparison.arms[0].metrics
     table = comparison_table(comparison, metrics=["figures.virtio_*"])
