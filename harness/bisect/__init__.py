@@ -6,9 +6,9 @@ known lies in `bisect.json` in between.
 
 from __future__ import annotations
 
-from harness.bisect.drive import begin, close, measure_ends, narrow
+from harness.bisect.drive import begin, close, measure_ends, narrow, resume
 from harness.bisect.facts import BisectFacts, BisectFolder, CommitFacts
 from harness.bisect.step import ABORT, examine, step
 from harness.bisect.text import bisection_text, no_difference_text
 
-__all__ = ["ABORT", "BisectFacts", "BisectFolder", "CommitFacts", "begin", "bisection_text", "close", "examine", "measure_ends", "narrow", "no_difference_text", "step"]
+__all__ = ["ABORT", "BisectFacts", "BisectFolder", "CommitFacts", "begin", "bisection_text", "close", "examine", "measure_ends", "narrow", "no_difference_text", "resume", "step"]

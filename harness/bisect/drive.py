@@ -25,7 +25,7 @@ from harness.model.campaign import Arm
 from harness.model.load import load_scenario
 from harness.run import RunOptions
 
-__all__ = ["begin", "close", "measure_ends", "narrow"]
+__all__ = ["begin", "close", "measure_ends", "narrow", "resume"]
 
 Progress = Callable[[str], None]
 
@@ -56,8 +56,33 @@ def begin(
         most=most, threshold=threshold, build=build, kernel=kernel,
     )  # fmt: skip
     folder.save(facts)
-    git(folder.path, "clone", "--quiet", "--shared", "--no-checkout", facts.tree, str(folder.repository))
+    _clone(folder, facts)
     return folder, facts
+
+
+def resume(path: Path) -> tuple[BisectFolder, BisectFacts]:
+    """Take up a bisection that was interrupted or killed: what was found out of a commit is not found out again.
+
+    `UsageError` for a folder of no bisection, for one that is done, and for a tree that is gone or has lost a commit.
+    """
+    folder = BisectFolder(path.resolve())
+    facts = folder.load()
+    if facts.culprits:
+        raise UsageError(f"{path} is a bisection that is done", hint=f"its answer is in {path}/bisect.json")
+    tree = Path(facts.tree)
+    if not tree.is_dir():
+        raise UsageError(f"the tree of this bisection is gone: {tree} is no folder")
+    for commit in (facts.good, facts.bad):
+        git(tree, "cat-file", "-e", f"{commit}^{{commit}}")
+    facts = msgspec.structs.replace(facts, error="")
+    folder.save(facts)
+    shutil.rmtree(folder.repository, ignore_errors=True)  # a kill may have left anything in it
+    _clone(folder, facts)
+    return folder, facts
+
+
+def _clone(folder: BisectFolder, facts: BisectFacts) -> None:
+    git(folder.path, "clone", "--quiet", "--shared", "--no-checkout", facts.tree, str(folder.repository))
 
 
 async def measure_ends(

@@ -40,6 +40,9 @@ def step(folder: BisectFolder, *, options: RunOptions, progress: Progress, candi
         del os.environ[name]
     facts = folder.load()
     commit = git(folder.repository, "rev-parse", "--verify", "--quiet", "BISECT_HEAD", check=False) or git(folder.repository, "rev-parse", "HEAD")
+    if (known := facts.commit(commit)) is not None:  # of a bisection that was taken up again
+        progress(f"{commit[:12]} {known.subject}: {known.answer}, as was found before")
+        return _ANSWERS[known.answer]
     try:
         found = asyncio.run(examine(facts, folder, commit, options=options, progress=progress, candidate=candidate, runner=runner))
     except SwitchoverError as error:

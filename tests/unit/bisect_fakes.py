@@ -7,11 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from test_campaign import result
-
 from harness.bisect import BisectFolder, step
 from harness.bisect.step import git
 from harness.errors import BuildError, EnvironmentLackError, TestbedError
+from harness.model.example import make_result
 from harness.run import RunOptions
 
 
@@ -46,7 +45,7 @@ class CostRunner:
         number = next(self._count)
         noise = next(self._noise)
         value = float(1000 if cost == "either" and number % 2 else 5000 if cost == "either" else cost)
-        found = result(figures={"virtio_net_load_us": value + 10 * noise}, run_id=f"run-{number}")
+        found = make_result(figures={"virtio_net_load_us": value + 10 * noise}, run_id=f"run-{number}")
         return found, options.results / found.run_id
 
 

@@ -8,14 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from bisect_fakes import CostRunner, candidate, silent
 
 from harness.analysis.sequential import ERROR, Boundary, Side, between, decide
-from harness.bisect import BisectFolder, begin, bisection_text, close, measure_ends, narrow, no_difference_text
+from harness.bisect import BisectFolder, begin, bisection_text, close, measure_ends, narrow, no_difference_text, resume
 from harness.bisect.build import prepare
 from harness.bisect.step import git
+from harness.cli import main
 from harness.errors import BuildError, TestbedError, UsageError
 from harness.run import RunOptions
 
@@ -120,6 +122,41 @@ def test_the_commit_that_costs_more_is_found(tree, tmp_path, culprit):
     assert BisectFolder(folder.path).load() == facts
     # three runs for each commit but the ends
     assert {len(each.values) for each in facts.commits[2:]} == {3}
+
+
+def test_one_that_was_cut_short_goes_on_without_judging_a_commit_twice(tree, tmp_path):
+    repository = tree(*("1000" if n < 6 else "6000" for n in range(9)))
+    whole, found, _ = bisect(repository, tmp_path / "results")
+    # as a kill leaves it: no answer, the last commit unknown, the clone there in whatever state
+    cut = msgspec.structs.replace(found, culprits=(), commits=found.commits[:-1], error="the disk is full")
+    whole.save(cut)
+    whole.repository.mkdir()
+    (whole.repository / "half").write_text("")
+    folder, facts = resume(whole.path)
+    assert (folder.path, facts.error) == (whole.path, "")
+    facts = narrow(folder, facts, step=[sys.executable, str(FAKES), str(folder.path)])
+    assert facts.culprits == found.culprits
+    assert [each.commit for each in facts.commits] == [each.commit for each in found.commits]
+    assert facts.commits[:-1] == cut.commits
+    close(folder, options=RunOptions(results=folder.path, cache=tmp_path))
+    with pytest.raises(UsageError, match="is done"):
+        resume(folder.path)
+
+
+def test_what_can_not_be_gone_on_with_is_refused(tree, tmp_path, monkeypatch, capsys):
+    repository = tree("1000", "6000")
+    folder, _ = begin(repository, results=tmp_path / "results", good="c0", bad="HEAD", scenario="udp-none", metric=METRIC)
+    repository.rename(tmp_path / "moved")
+    with pytest.raises(UsageError, match="is gone"):
+        resume(folder.path)
+    with pytest.raises(UsageError, match="can't be read"):
+        resume(tmp_path)
+    for words, said in ((["--resume", str(folder.path), "--good", "c0"], "leave TREE and --good out"), ([], "needs a tree and a good commit")):
+        monkeypatch.setattr(sys, "argv", ["switchover", "bisect", *words])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code == 4
+        assert said in capsys.readouterr().err
 
 
 def test_commits_that_do_not_compile_or_crash_are_skipped(tree, tmp_path):
