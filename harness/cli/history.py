@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
 from harness.errors import UsageError
-from harness.model.baseline import RunKey
 from harness.model.result import RunResult, Verdict
+
+if TYPE_CHECKING:
+    from harness.report.html import Nights
+    from harness.store.index import Entry, Index
 
 __all__ = ["register"]
 
@@ -133,33 +136,55 @@ def baseline_check(
 
 @baseline_app.command("trend")
 def baseline_trend(
-    metric: Annotated[str, typer.Argument(help="A reading such as compute_ms, lost or figures.virtio_net_load_us.")] = "network_ms",
+    metric: Annotated[
+        str | None, typer.Argument(help="A reading such as compute_ms, lost or figures.virtio_net_load_us (network_ms; with --html, all main ones).")
+    ] = None,
     scenario: Annotated[str, typer.Option("--scenario", help="Its name; * stands for anything.")] = "*",
     since: Annotated[str | None, typer.Option("--since", help="ISO date or time, UTC.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Write charts of all nights as one page.", metavar="FILE")] = None,
     results: Results = Path("results"),
     json: Json = False,
 ) -> None:
     """One figure over the nights, for each key by itself: medians, slope, and where it stepped."""
-    from harness.analysis.regression import trend
+    from harness.analysis.metrics import MAIN
+    from harness.cli.reporting import written
     from harness.report.history import trend_text
+    from harness.report.html import render_trends
     from harness.store.index import Index
 
     with Index(_folder(results)) as index:
         index.sync()
-        values = index.values(metric, where={"scenario": scenario}, since=since)
-        groups: dict[str, list[tuple[str, float]]] = {}
-        first: dict[str, RunKey] = {}
-        for entry, value in values:
-            if value is not None:
-                groups.setdefault(entry.key, []).append((entry.began[:10], value))
-                first.setdefault(entry.key, index.key_of(entry.path))
-    if not groups:
-        raise UsageError(f"no run has the reading {metric!r}", hint="`switchover list --json` shows the readings of each run")
-    trends = [(first[key], trend(found)) for key, found in groups.items()]
+        metrics = [metric] if metric else list(MAIN) if html else ["network_ms"]
+        found = [each for name in metrics for each in _nights(index, name, scenario=scenario, since=since)]
+    if metric is None and html:  # a count that always was 0 says nothing
+        found = [each for each in found if each.metric in ("lost", "network_ms") or any(value for _, value in each.runs)]
+    if not found:
+        raise UsageError(f"no run has the reading {metrics[0]!r}", hint="`switchover list --json` shows the readings of each run")
+    if html:
+        written(render_trends(found, results=str(results)), html)
     if json:
-        _print_json([{"key": key, "trend": each} for key, each in trends])
+        _print_json([{"key": each.key, "trend": each.trend} for each in found])
+    elif html:
+        print(html)
     else:
-        print("\n\n".join(trend_text(metric, key, each) for key, each in trends))
+        print("\n\n".join(trend_text(each.metric, each.key, each.trend) for each in found))
+
+
+def _nights(index: Index, metric: str, *, scenario: str, since: str | None) -> list[Nights]:
+    """The nights of one figure, for each key by itself."""
+    from harness.analysis.regression import trend
+    from harness.report.html import Nights
+
+    groups: dict[str, list[tuple[Entry, float]]] = {}
+    for entry, value in index.values(metric, where={"scenario": scenario}, since=since):
+        if value is not None:
+            groups.setdefault(entry.key, []).append((entry, value))
+    found = []
+    for group in groups.values():
+        first = group[0][0].path
+        runs = tuple((entry.began[:10], value) for entry, value in group)
+        found.append(Nights(key=index.key_of(first), metric=metric, unit=index.readings_of([first])[first][metric][2], trend=trend(runs), runs=runs))
+    return found
 
 
 def _folder(results: Path) -> Path:

@@ -15,10 +15,29 @@ import itertools
 
 from bundle_factory import make_run
 
-from harness.report.html import Source, render
+from harness.analysis.metrics import Unit
+from harness.analysis.regression import trend
+from harness.model.example import make_result
+from harness.report.html import Nights, Source, render, render_trends
 from harness.store.campaigns import campaign_of
+from harness.store.identity import run_key
 
 RUNS = 20
+NIGHTS = 12
+
+
+@pytest.fixture(scope="module")
+def trends(tmp_path_factory):
+    """The page of many nights, on one of which a figure stepped."""
+    keys = [run_key(make_result(name)) for name in ("udp-none", "udp-tap-handover")]
+    found = []
+    for key in keys:
+        for metric, unit in (("compute_ms", Unit.MS), ("lost", Unit.PACKETS)):
+            days = [(f"2026-01-{night + 1:02d}", 100.0 + run + (20 if night > 6 else 0)) for night in range(NIGHTS) for run in range(5)]
+            found.append(Nights(key=key, metric=metric, unit=unit, trend=trend(days), runs=tuple(days)))
+    output = tmp_path_factory.mktemp("trends") / "trends.html"
+    output.write_text(render_trends(found, results="results"))
+    return output
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +82,26 @@ def test_it_says_nothing_and_asks_for_nothing_but_itself(opened, report):
     assert report.stat().st_size < 5_000_000
 
 
+def test_the_nights_are_as_quiet_and_say_their_steps(page, trends):
+    page.console.clear()
+    page.requests.clear()
+    page.open(trends)
+    assert (page.console, page.requests) == ([], [trends.as_uri()])
+    assert "4 of 4 figures stepped." in page.evaluate("document.querySelector('.lead').textContent")
+    assert page.evaluate("[...document.querySelectorAll('header li')].map((each) => each.textContent.split(': ').at(-1))") == ["+20 on 2026-01-08"] * 4
+    assert page.evaluate("[...document.querySelectorAll('header a')].every((a) => document.querySelector(a.hash))")
+    images = [node["name"] for node in page.accessible() if node["role"] in ("image", "img")]
+    assert len(images) == 4
+    assert all("stepped by +20 on 2026-01-08" in name for name in images)
+    # a dot for each run lies within its chart
+    assert page.evaluate("[...document.querySelectorAll('svg')].every((svg) => svg.querySelector('.dots').getAttribute('d').split('M').length === 61)")
+    assert page.evaluate("[...document.querySelectorAll('svg')].every((svg) => { const [a, b] = [svg, svg.querySelector('.dots')].map((e) => e.getBoundingClientRect()); return b.left >= a.left && b.right <= a.right && b.top >= a.top && b.bottom <= a.bottom; })")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_from_what_is_behind_it(page, report, scheme):
-    page.open(report, scheme=scheme)
+@pytest.mark.parametrize(("name", "texts"), [("report", 100), ("trends", 40)])
+def test_text_stands_out_from_what_is_behind_it(page, request, name, texts, scheme):
+    page.open(request.getfixturevalue(name), scheme=scheme)
     ratios = page.evaluate(
         """(() => {
           const rgb = (c) => c.match(/[\\d.]+/g).slice(0, 3).map(Number);
@@ -82,7 +118,7 @@ def test_text_stands_out_from_what_is_behind_it(page, report, scheme):
           return found;
         })()"""
     )
-    assert len(ratios) > 100
+    assert len(ratios) > texts
     assert min(ratios) >= 4.5  # WCAG 2.2, level AA
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import msgspec
@@ -208,3 +209,24 @@ def test_list_and_trend_show_what_is_there(tmp_path):
     assert "no clear step" in text
     done = CliRunner().invoke(app, ["baseline", "trend", "nonsense", "--results", str(tmp_path)])
     assert isinstance(done.exception, UsageError)
+
+
+def test_the_page_of_many_nights_shows_the_step_and_what_always_was_0_not(tmp_path):
+    for day in range(1, 15):
+        store(tmp_path, runs(60 if day < 9 else 75, seed=day, count=3), day=day)
+    page = tmp_path / "trends.html"
+    code, said = command("baseline", "trend", "--html", str(page), "--results", str(tmp_path))
+    assert (code, said.strip()) == (0, str(page))
+    text = page.read_text()
+    assert "2 of 3 figures stepped." in text  # compute and network, which are the same here; what was lost is not
+    assert re.search(r"Compute downtime, ms: \+1[45][.\d]* on 2026-01-09", text)
+    assert "Duplicated" not in text
+    assert "14 nights, 2026-01-01 to 2026-01-14" in text
+    assert f"switchover baseline trend lost --scenario udp-none --results {tmp_path}" in text
+    assert [len(re.findall(f'class="{kind}"', text)) for kind in ("dots", "curve to-guest", "mark lost")] == [3, 3, 2]
+    assert 'aria-label="Compute downtime, ms, udp-none-' in text
+    assert "<link" not in text
+    assert "http" not in text.replace("http-equiv", "")
+    code, _ = command("baseline", "trend", "compute_ms", "--html", str(page), "--since", "2026-01-12", "--results", str(tmp_path))
+    assert code == 0
+    assert "There are too few nights for a trend" in page.read_text()

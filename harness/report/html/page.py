@@ -24,9 +24,9 @@ from harness.report.html.timeline import bin_ns_of, span_of, timeline
 from harness.store.analyze import Analysis, analyze_run
 from harness.store.rundir import RunDirectory
 
-__all__ = ["Source", "render"]
+__all__ = ["TITLES", "Source", "render", "templates"]
 
-_TITLES = {
+TITLES = {
     "lost": "Lost packets", "duplicated": "Duplicated packets", "reordered": "Reordered packets", "unexplained": "Unexplained packets",
     "compute_ms": "Compute downtime, ms", "network_ms": "Network downtime, ms", "reported_ms": "Reported downtime, ms", "tcp_stall_ms": "Longest TCP stall, ms",
 }  # fmt: skip
@@ -80,19 +80,22 @@ def render(sources: Sequence[Source], *, output: Path, campaign: Campaign | None
 
     A `campaign` is compared arm by arm above its runs. Bundled runs have no files to link to. Raises `UsageError` for a run whose files are damaged.
     """
-    environment = Environment(
-        loader=PackageLoader("harness.report.html", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment, style, script = templates()
     here = output.resolve().parent
     runs = [_run(source, here) for source in sources]
-    loader = environment.loader
-    assert loader is not None
     return environment.get_template("report.html").render(
         title=title or (runs[0].result.scenario.name if len(runs) == 1 else f"{len(runs)} runs"),
         runs=runs, campaign=None if campaign is None else _campaign(campaign), verdicts=_verdicts(runs),
-        style=Markup(loader.get_source(environment, "report.css")[0]), script=Markup(loader.get_source(environment, "report.js")[0]),
-        mark=lambda verdict: _MARKS.get(verdict, ""), ms=_ms, value=_value, change_titles=_TITLES,
+        style=style, script=script, mark=lambda verdict: _MARKS.get(verdict, ""), ms=_ms, value=_value, change_titles=TITLES,
     )  # fmt: skip
+
+
+def templates() -> tuple[Environment, Markup, Markup]:
+    """The templates' environment, the style sheet and the script of every page."""
+    loader = PackageLoader("harness.report.html", "templates")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    style, script = (Markup(loader.get_source(environment, name)[0]) for name in ("report.css", "report.js"))
+    return environment, style, script
 
 
 def _verdicts(runs: Sequence[_Run]) -> list[tuple[Verdict, int]]:
@@ -200,7 +203,7 @@ def _campaign(campaign: Campaign) -> _CampaignView:
     for metric in MAIN:
         if metric == "unexplained" and not any(m.highest for arm in comparison.arms if (m := arm.metrics.get(metric))):
             continue
-        if (svg := figures.multiple(_TITLES[metric], comparison.arms, metric)) is not None:
-            charts.append(_Chart(title=_TITLES[metric], svg=svg, caption="Each run a dot, the median a bar, its 95 % interval a band."))
+        if (svg := figures.multiple(TITLES[metric], comparison.arms, metric)) is not None:
+            charts.append(_Chart(title=TITLES[metric], svg=svg, caption="Each run a dot, the median a bar, its 95 % interval a band."))
     order = [(arm.label, trial.result.run_id) for arm in campaign.arms for trial in arm.trials if trial.result is not None]
     return _CampaignView(comparison=comparison, charts=tuple(charts), order=tuple(order))
