@@ -5,10 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test check images qemu reference references bench mechanisms nightly browser screenshots clean
+.PHONY: help setup demo test check images qemu reference references bench mechanisms nightly nightly-tests nightly-matrix browser screenshots clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: $(STAMP) ## Debian packages, the virtual environment, the guest image
 	@$(BIN)/switchover image build --quiet
@@ -60,8 +60,15 @@ mechanisms: setup reference ## all mechanisms in one interleaved campaign: the t
 		tcp-request-redirect tcp-request-local-tap \
 		--set timing.settle_s=1 --set timing.tail_s=1.5 --repeat 20
 
-nightly: setup reference references ## the long campaigns, and the matrix of every way to migrate
-	@$(BIN)/pytest tests -m nightly; status=$$?; $(BIN)/switchover matrix && exit $$status
+nightly: ## the long campaigns, and the matrix of every way to migrate
+	@$(MAKE) --no-print-directory nightly-tests; status=$$?; $(MAKE) --no-print-directory nightly-matrix && exit $$status
+
+# PART: folders or files of tests, or cells of the matrix, instead of all.
+nightly-tests: setup reference references ## the long tests alone, or some: make nightly-tests PART=tests/vm
+	@$(BIN)/pytest $(or $(PART),tests) -m nightly
+
+nightly-matrix: setup reference ## the matrix alone, or a part: make nightly-matrix PART=failure
+	@$(BIN)/switchover matrix $(PART)
 
 clean: ## the virtual environment (caches and results stay)
 	rm -rf $(VENV)
