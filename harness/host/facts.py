@@ -41,7 +41,7 @@ from harness.host.network import Network
 from harness.host.warden import Warden
 from harness.host.warden_process import has_sys_admin
 
-__all__ = ["Check", "Status", "doctor_checks", "host_facts", "require_vhost"]
+__all__ = ["Check", "Status", "doctor_checks", "host_facts", "require_userfaultfd", "require_vhost"]
 
 MIB, GIB = 1 << 20, 1 << 30
 PYTHON_NEEDED = (3, 11)
@@ -382,6 +382,13 @@ def _userfaultfd(failure: str) -> Check:
         return Check("userfaultfd", Status.OK, "one was opened that takes the kernel's faults too")
     mend = "use a kernel with CONFIG_USERFAULTFD" if os.geteuid() == 0 else "as root: sysctl -w vm.unprivileged_userfaultfd=1"
     return Check("userfaultfd", Status.WARN, f"{failure}; needed for postcopy", mend)
+
+
+def require_userfaultfd() -> None:
+    """`EnvironmentLackError` where QEMU would refuse postcopy for want of a userfaultfd, with what mends it."""
+    found = _userfaultfd(_failure(_TRIALS["userfaultfd"]))
+    if found.status is not Status.OK:
+        raise EnvironmentLackError(f"postcopy needs a userfaultfd that takes the kernel's faults too, and this host gives none: {found.why.split(';')[0]}", hint=found.mend)
 
 
 def _memory() -> Check:

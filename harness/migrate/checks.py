@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterator
 
 from harness.errors import FeatureLackError, UsageError
+from harness.host.facts import require_userfaultfd
 from harness.migrate.mechanisms import make_mechanism
 from harness.migrate.modes import (
     MODES,
@@ -22,7 +23,13 @@ from harness.model.plan import MigrationPlan
 from harness.model.scenario import DiskFormat, MigrationMode, Obstacle, Scenario, Topology, Transport
 from harness.vm.discovery import Features
 
-__all__ = ["check_plan"]
+__all__ = ["check_host", "check_plan"]
+
+
+def check_host(plan: MigrationPlan) -> None:
+    """`EnvironmentLackError` for what this host lacks, whatever QEMU it is: tried now, since QEMU would say so only when both guests are up."""
+    if plan.mode is MigrationMode.POSTCOPY or "postcopy-ram" in plan.capabilities:
+        require_userfaultfd()
 
 
 def check_plan(

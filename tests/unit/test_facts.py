@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import getpass
 import json
 import os
@@ -18,6 +19,9 @@ import harness
 from harness.errors import EnvironmentLackError
 from harness.host import facts
 from harness.host.facts import Check, Status, doctor_checks, host_facts
+from harness.migrate.checks import check_host
+from harness.model.plan import MigrationPlan
+from harness.model.scenario import MigrationSection
 
 
 def test_facts_are_json_and_name_nobody() -> None:
@@ -161,3 +165,20 @@ def test_a_host_without_vhost_says_so_before_anything_boots(monkeypatch: pytest.
     assert "as root" in (lack.value.hint or "")
     monkeypatch.setitem(facts._TRIALS, "vhost-net", lambda: None)
     facts.require_vhost()
+
+
+@pytest.mark.parametrize("section", [{"mode": "postcopy"}, {"capabilities": ("postcopy-ram",)}])
+def test_postcopy_without_a_userfaultfd_is_a_lack_of_the_host(monkeypatch: pytest.MonkeyPatch, section: dict[str, object]) -> None:
+    plan = MigrationPlan.from_section(msgspec.convert(section, MigrationSection), mechanism="none")
+
+    def refused() -> None:
+        raise PermissionError(errno.EPERM, "userfaultfd: Operation not permitted")
+
+    monkeypatch.setitem(facts._TRIALS, "userfaultfd", refused)
+    with pytest.raises(EnvironmentLackError) as lack:
+        check_host(plan)
+    assert "this host gives none: userfaultfd: Operation not permitted" in lack.value.message
+    assert lack.value.hint
+    check_host(MigrationPlan.from_section(MigrationSection(), mechanism="none"))
+    monkeypatch.setitem(facts._TRIALS, "userfaultfd", lambda: None)
+    check_host(plan)
