@@ -35,7 +35,7 @@ __all__ = [
 class SwitchoverError(Exception):
     """Root of all errors this package raises on purpose.
 
-    ``hint`` says how to mend it; ``exit_code`` is what the command ends with.
+    ``hint`` says how to mend it; ``exit_code`` is what the command ends with; ``kept`` is the folder with what there is of a run that it ended.
     """
 
     exit_code = 2
@@ -44,9 +44,11 @@ class SwitchoverError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.kept: str | None = None
 
     def __str__(self) -> str:
-        return self.message if self.hint is None else f"{self.message}\n  mend: {self.hint}"
+        more = {"mend": self.hint, "kept": self.kept}
+        return "\n".join([self.message, *(f"  {what}: {words}" for what, words in more.items() if words is not None)])
 
 
 class UsageError(SwitchoverError):

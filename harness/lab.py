@@ -19,7 +19,7 @@ import socket
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 
@@ -49,7 +49,8 @@ from harness.vm.argv import DEFERRED, DiskSpec, MachineSpec, NicSpec
 from harness.vm.discovery import discover
 from harness.vm.disk import make_disk
 from harness.vm.image import GuestImage
-from harness.vm.machine import Machine, MachineLogs
+from harness.vm.logs import LabLogs
+from harness.vm.machine import Machine
 from harness.vm.warm import save_state, state_loaded, warm_state
 
 __all__ = ["Lab", "LabSettings"]
@@ -150,10 +151,10 @@ def _shown(console: str) -> str:
 class Lab:
     """One pair in its world. Use as an asynchronous context manager.
 
-    `logs` is a folder for QMP transcripts and consoles, or None to keep none.
+    `logs` are where QMP transcripts and consoles go, or None to keep none.
     """
 
-    def __init__(self, settings: LabSettings, *, logs: Path | None = None, progress: Callable[[str], None] | None = None) -> None:
+    def __init__(self, settings: LabSettings, *, logs: LabLogs | None = None, progress: Callable[[str], None] | None = None) -> None:
         self.settings = settings
         self.timeline = Timeline()
         self.warden = Warden()
@@ -162,10 +163,9 @@ class Lab:
         self.mobile_side: Side | None = None
         self.peer_machine: Machine | None = None
         self.figures: dict[str, float] = {}
-        self._logs = logs
+        self.logs = logs
         self._progress = progress or (lambda _: None)
         self._machines: list[Machine] = []
-        self._open_logs: list[IO[Any]] = []
         self._live: list[LiveTap] = []
         self._ended: list[Side] = []  # machines that the guest left, with what they still hold
         self._generation = 0
@@ -235,8 +235,8 @@ class Lab:
                 await last()
             except Exception as error:
                 failures.append(error)
-        for file in self._open_logs:
-            file.close()
+        if self.logs is not None:
+            self.logs.close()
         if failures:
             raise failures[0]
 
@@ -257,13 +257,6 @@ class Lab:
     def _event(self, name: str, data: dict[str, Any]) -> None:
         self.timeline.record(Event(t_ns=time.time_ns(), source="harness", name=name, data=data))
 
-    def _log(self, name: str, mode: str) -> Any:
-        if self._logs is None:
-            return None
-        file = (self._logs / name).open(mode)
-        self._open_logs.append(file)
-        return file
-
     def _machine(
         self, name: str, role: str, qemu: QemuInstall, addresses: Addresses, *, queues: int = 1, incoming: bool = False, paused: bool = False,
     ) -> Machine:
@@ -274,15 +267,10 @@ class Lab:
         spec = msgspec.structs.replace(
             spec, incoming=DEFERRED if incoming else self.settings.state_uri if warm else None, paused=warm or paused
         )
-        logs = MachineLogs(
-            qmp=self._log(f"qmp-{name}.jsonl", "w"), agent=self._log(f"agent-{name}.jsonl", "w"),
-            console=self._log(f"console-{name}.log", "wb"),
-        )
+        logs = self.logs.of(name) if self.logs is not None else None
         machine = Machine(
             spec, role=role, warden=self.warden, timeline=self.timeline, logs=logs, netns=self.network.namespace_of(name)
         )
-        if self._logs is not None:
-            (self._logs / f"argv-{name}.json").write_text(json.dumps(machine.argv, indent=1) + "\n")
         self._machines.append(machine)
         return machine
 

@@ -76,8 +76,8 @@ async def _round(lab: Lab, scenario: Scenario, *, folder: Path) -> tuple[RunResu
             recording.failure = error.message
         await asyncio.sleep(timing.tail_s)
         await recording.stop_traffic(traffic, drain_s=timing.drain_s, deadline=deadline)
-    except BaseException:
-        await recording.abandon()
+    except BaseException as error:
+        await recording.abandon(error)
         raise
     result = (await recording.conclude()).result
     directory.finish()

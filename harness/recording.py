@@ -12,6 +12,7 @@ The run directory holds all raw data afterwards; the analysis is a pure function
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from harness.aftermath import keep_what_there_is, write_timeline
 from harness.builds import QemuInstall
 from harness.capture.bpf import drop_probes_bytecode
 from harness.capture.ring import CapturePoint, CaptureSet
@@ -42,7 +44,6 @@ from harness.store.frames import write_frames
 from harness.store.rundir import RunDirectory
 from harness.traffic.generator import Generator, make_generators
 from harness.vm.argv import MachineSpec
-from harness.vm.trace import trace_events
 
 __all__ = ["Recording", "Respec"]
 
@@ -144,17 +145,16 @@ class Recording:
         await self._count_drops()
         self._collect_leftovers()
         captures = await self._stop_captures()
-        merged = list(self._lab.timeline)
-        if self._lab.learning is not None:
-            merged += self._lab.learning.events
-        for machine in self._lab.machines:
-            traced = trace_events(machine)
-            self._directory.write_events(traced, name=f"trace-{machine.spec.name}.jsonl")
-            merged += traced
-        self._directory.write_events(sorted((e for e in merged if e.t_ns <= end_ns), key=lambda e: e.t_ns))
+        write_timeline(self._lab, self._directory, end_ns=end_ns)
         self._directory.write_json("traffic/summaries.json", self._summaries)
+        self._directory.write_json("run.json", self._facts(captures, end_ns))
+        analysis = await asyncio.to_thread(analyze_run, self._directory)
+        self._directory.write_json("result.json", analysis.result)
+        return analysis
+
+    def _facts(self, captures: dict[str, CaptureFacts], end_ns: int) -> RunFacts:
         settings, traffic = self._settings, Traffic.of(self._traffic)
-        facts = RunFacts(
+        return RunFacts(
             run_id=self._directory.run_id, scenario=self._scenario, accelerator=settings.accelerator,
             accelerator_reason=settings.accelerator_reason, host=host_facts(),
             qemu=QemuPair(source=_identity(settings.source), destination=_identity(settings.destination)),
@@ -163,14 +163,16 @@ class Recording:
             migrations=tuple(self._migrations), captures=captures, counters=tuple(self._counters),
             calibration=self.calibration, figures=self.figures, notes=tuple(self.notes), failure=self.failure,
         )  # fmt: skip
-        self._directory.write_json("run.json", facts)
-        analysis = await asyncio.to_thread(analyze_run, self._directory)
-        self._directory.write_json("result.json", analysis.result)
-        return analysis
 
-    async def abandon(self) -> None:
-        """Stop capturing after a failure; what was captured stays."""
-        await self._stop_captures()
+    async def abandon(self, error: BaseException) -> None:
+        """Stop capturing after a failure. What was captured stays, and what else is known is written down beside it; the error then names the folder."""
+        end_ns = time.time_ns()
+        self.failure = self.failure or f"{type(error).__name__}: {error}"
+        with contextlib.suppress(Exception):  # no second failure may take the place of the first
+            captures = await self._stop_captures()
+            await self._count_ports()
+            self._directory.write_json("run.json", self._facts(captures, end_ns))
+        await keep_what_there_is(self._lab, self._directory, error=error)
 
     async def _stop_captures(self) -> dict[str, CaptureFacts]:
         summaries = await asyncio.to_thread(self._captures.stop)
@@ -245,8 +247,8 @@ class Recording:
             CounterFacts(name="QEMU (by the receive ring)", place="source-tap", direction="to-guest", count=count, fate="lost_in_qemu")
         )
 
-    async def _count_drops(self) -> None:
-        """The increase of every drop counter on the way, as evidence for the ledger."""
+    async def _count_ports(self) -> None:
+        """The increase of each port's drop counter."""
         places = {"source": ("source-tap", "to-guest"), "destination": ("destination-tap", "to-guest"), "peer": ("peer", "from-guest")}
         for name, (place, direction) in places.items():
             if name in self._ports:
@@ -254,6 +256,10 @@ class Recording:
                 after = await self._lab.network.counters(port)
                 count = after.tx_dropped - self._before[name].tx_dropped
                 self._counters.append(CounterFacts(name=f"{port.name} tx_dropped", place=place, direction=direction, count=count))
+
+    async def _count_drops(self) -> None:
+        """The increase of every drop counter on the way, as evidence for the ledger."""
+        await self._count_ports()
         await self._count_what_qemu_lost()
         if self._drops is not None:
             count = await self._drops.count()

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from harness.aftermath import kept_on_failure
 from harness.builds import resolve_qemu
 from harness.errors import MigrationError, SwitchoverError, TestbedError
 from harness.host.accel import choose_accelerator
@@ -24,7 +25,7 @@ from harness.host.deadline import Deadline
 from harness.host.facts import host_facts, require_vhost
 from harness.host.migration_link import LinkShape
 from harness.lab import Lab, LabSettings
-from harness.migrate.checks import check_plan
+from harness.migrate.checks import check_host, check_plan
 from harness.model.calibration import CalibrationResult
 from harness.model.plan import MigrationPlan
 from harness.model.result import RunResult
@@ -36,6 +37,7 @@ from harness.store.rundir import RunDirectory
 from harness.traffic.witness import require_programs
 from harness.vm.discovery import discover
 from harness.vm.image import GuestImage, build_image, load_image
+from harness.vm.logs import LabLogs
 from harness.vm.migration_devices import nic_properties, slow_device
 from harness.vm.nic import guest_nic_properties
 from harness.vm.warm import state_uri
@@ -62,6 +64,7 @@ async def prepare(scenario: Scenario, *, options: RunOptions, progress: Progress
     features = [await discover(qemu, cache=options.cache) for qemu in dict.fromkeys((source, destination))]
     plan = MigrationPlan.from_section(scenario.migration, mechanism=scenario.mechanism)
     check_plan(plan, scenario=scenario, source=features[0], destination=features[-1])
+    check_host(plan)
     require_programs(scenario.traffic, peer=scenario.network.peer)
     if scenario.network.vhost:
         require_vhost()
@@ -138,7 +141,7 @@ async def _execute(
     sides = {"source": settings.source, "destination": settings.destination}
     features = {side: await discover(qemu, cache=settings.cache) for side, qemu in sides.items()}
     directory.write_json("features.json", features)
-    async with Lab(settings, logs=directory.path, progress=say) as lab:
+    async with Lab(settings, logs=LabLogs(directory.path), progress=say) as lab, kept_on_failure(lab, directory):
         say("starting the pair" + (" cold" if settings.cold else ""))
         await lab.start()
         deadline = Deadline(timing.timeout_s)
@@ -163,8 +166,8 @@ async def _execute(
             await asyncio.sleep(timing.tail_s)
             say("bringing in the records")
             await recording.stop_traffic(traffic, drain_s=timing.drain_s, deadline=deadline)
-        except BaseException:
-            await recording.abandon()
+        except BaseException as error:
+            await recording.abandon(error)
             raise
         waited_s = timing.settle_s + timing.tail_s + timing.drain_s
         figures = recording.figures

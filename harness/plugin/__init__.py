@@ -23,6 +23,7 @@ from harness.migrate.mechanisms import MECHANISMS
 from harness.plugin.loop import LoopThread
 from harness.plugin.pair import GuestPair, Settings, TrafficFactory
 from harness.plugin.pool import Pool
+from harness.plugin.progress import shown_live
 from harness.plugin.told import told
 
 __all__ = ["guest_pair", "lab", "mechanism", "ping", "tcp", "udp"]
@@ -57,6 +58,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "nightly: a long campaign, run by `make nightly` only")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
+    """Live progress."""
+    with shown_live(session.config):
+        return (yield)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     repeat = metafunc.config.getoption("--switchover-repeat")
     if repeat > 1 and "guest_pair" in metafunc.fixturenames:
@@ -81,6 +89,10 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """What the environment lacks is a skip; the harness's own errors are shown without its frames."""
     report = yield
+    pair = item.stash.get(_PAIR, None)
+    lacks = call.excinfo is not None and isinstance(call.excinfo.value, EnvironmentLackError)
+    if call.when == "call" and call.excinfo is not None and report.failed and pair is not None and not lacks:
+        _keep(report, pair, call.excinfo.value)
     if call.excinfo is not None and isinstance(call.excinfo.value, SwitchoverError):
         error = call.excinfo.value
         if isinstance(error, EnvironmentLackError):
@@ -91,14 +103,25 @@ def pytest_runtest_makereport(
             report.longrepr = f"{type(error).__name__}: {error}"
             # The testbed broke, whatever the phase: pytest calls that an error, and "call" a failure.
             report.sections.append(("switchover", "the testbed broke; this says nothing about the claim under test"))
-    pair = item.stash.get(_PAIR, None)
     if pair is not None and call.when == "call":
         if report.failed and pair.directories:
             report.sections.append(("switchover: what became of the packets", told(pair.directories)))
         elif report.passed and item.config.getoption("--switchover-keep") == "failed":
-            for directory in pair.directories:
+            for directory in (*pair.directories, *pair.broken):
                 shutil.rmtree(directory, ignore_errors=True)
     return report
+
+
+def _keep(report: pytest.TestReport, pair: GuestPair, error: BaseException) -> None:
+    """What is known of the pair when its test fails; a failure here must not take the place of the test's own."""
+    try:
+        kept = pair.keep(error)
+    except (SwitchoverError, OSError) as failure:
+        report.sections.append(("switchover: nothing could be kept", str(failure)))
+        return
+    pair.properties["kept"] = str(kept)
+    if kept in pair.broken:
+        report.sections.append(("switchover: the run broke off", f"what there is of it: {kept}"))
 
 
 @pytest.fixture(scope="session")

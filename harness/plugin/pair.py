@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 import msgspec
 import paramiko
 
+from harness.aftermath import keep_what_there_is
 from harness.cache import cache_dir
 from harness.errors import FeatureLackError, MigrationError, TestbedError, UsageError
 from harness.host.deadline import Deadline
 from harness.lab import Lab
-from harness.migrate.checks import check_plan
+from harness.migrate.checks import check_host, check_plan
 from harness.migrate.driver import MigrationRecord
 from harness.model.plan import MigrationPlan
 from harness.model.result import RunResult, StreamResult, TcpResult, WitnessResult
@@ -40,6 +41,7 @@ from harness.store.rundir import RunDirectory
 from harness.traffic.witness import require_programs
 from harness.vm.agent import CommandResult, GuestAgent
 from harness.vm.discovery import Features, discover
+from harness.vm.logs import LabLogs
 
 __all__ = ["GuestPair", "Settings", "Stream", "TrafficFactory"]
 
@@ -156,6 +158,7 @@ class GuestPair:
         self.features = features
         self.properties: dict[str, Any] = {}
         self.directories: list[Path] = []
+        self.broken: list[Path] = []
         self.record: MigrationRecord | None = None
         self._settings = settings
         self._loop = loop
@@ -184,11 +187,12 @@ class GuestPair:
             )
             _require(features, settings)
             settings.results.mkdir(parents=True, exist_ok=True)
-            lab = Lab(lab_settings, progress=say)
+            lab = Lab(lab_settings, logs=LabLogs(), progress=say)
             say("starting a pair of guests")
             try:
                 await lab.start()
-            except BaseException:
+            except BaseException as error:
+                await _keep(lab, scenario, settings, error)
                 await lab.close()
                 raise
             return lab, features
@@ -204,7 +208,7 @@ class GuestPair:
         _require(self.features, settings)
         self._settings = settings
         self._scenario = settings.scenario()
-        self.properties, self.directories, self.record = {}, [], None
+        self.properties, self.directories, self.broken, self.record = {}, [], [], None
         settings.results.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -252,8 +256,8 @@ class GuestPair:
             self._streams.append(stream_of_test)
             yield stream_of_test
             self._loop.run(recording.stop_traffic(running, drain_s=_DRAIN_S, deadline=deadline))
-        except BaseException:
-            self._abandon()
+        except BaseException as error:
+            self._abandon(error)
             raise
         self._open_blocks -= 1
         if self._open_blocks == 0:
@@ -270,6 +274,7 @@ class GuestPair:
         wanted = MigrationPlan.from_section(section, mechanism=mechanism)
         check_plan(wanted, scenario=self._scenario, source=self.features[0], destination=self.features[1],
                    accelerator=self.lab.settings.accelerator)
+        check_host(wanted)
         if self._recording is None:
             work = self.lab.migrate(wanted, deadline=Deadline(deadline_s), respec=respec)
         else:
@@ -284,8 +289,9 @@ class GuestPair:
         if self._recording is None:
             self._directory = RunDirectory.create(self._settings.results, self._scenario.name)
             self._directory.write_scenario(self._scenario)
-            self._loop.run(self.lab.settle(deadline=Deadline(_SETTLE_S)))
-            self._recording = self._loop.run(Recording.begin(self.lab, self._directory, scenario=self._scenario))
+            with self._kept_on_failure(self._directory):
+                self._loop.run(self.lab.settle(deadline=Deadline(_SETTLE_S)))
+                self._recording = self._loop.run(Recording.begin(self.lab, self._directory, scenario=self._scenario))
             self._streams = []
         return self._recording
 
@@ -293,7 +299,8 @@ class GuestPair:
         assert self._recording is not None
         assert self._directory is not None
         recording, self._recording = self._recording, None
-        result = self._loop.run(recording.conclude()).result
+        with self._kept_on_failure(self._directory):
+            result = self._loop.run(recording.conclude()).result
         self._directory.finish()
         for handle in self._streams:
             handle.concluded = result
@@ -301,11 +308,32 @@ class GuestPair:
         self.properties |= figures_of(result, number=len(self.directories))
         log.info("%s: %s", self._directory.path.name, ", ".join(f"{s.name} lost {s.lost} of {s.sent}" for s in result.streams))
 
-    def _abandon(self) -> None:
+    @contextlib.contextmanager
+    def _kept_on_failure(self, directory: RunDirectory) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            self.broken.append(directory.path)
+            self._loop.run(keep_what_there_is(self.lab, directory, error=error))
+            raise
+
+    def _abandon(self, error: BaseException) -> None:
         recording, self._recording = self._recording, None
         self._open_blocks = 0
         if recording is not None:
-            self._loop.run(recording.abandon())
+            assert self._directory is not None
+            self.broken.append(self._directory.path)
+            self._loop.run(recording.abandon(error))
+
+    def keep(self, error: BaseException) -> Path:
+        """For a test that failed: see that everything known is in a folder of its own, or beside the last recording; that folder."""
+        if not self.broken and self.directories:
+            assert self.lab.logs is not None
+            self.lab.logs.write(self.directories[-1])
+            return self.directories[-1]
+        if not self.broken:
+            self.broken.append(self._loop.run(_keep(self.lab, self._scenario, self._settings, error)))
+        return self.broken[-1]
 
     @property
     def run_directory(self) -> Path:
@@ -353,6 +381,14 @@ class GuestPair:
             yield client
         finally:
             client.close()
+
+
+async def _keep(lab: Lab, scenario: Scenario, settings: Settings, error: BaseException) -> Path:
+    """What there is, where no recording was made."""
+    directory = RunDirectory.create(settings.results, scenario.name)
+    directory.write_scenario(scenario)
+    await keep_what_there_is(lab, directory, error=error)
+    return directory.path
 
 
 def _require(features: tuple[Features, Features], settings: Settings) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ class MachineLogs:
     qmp: IO[str] | None = None
     agent: IO[str] | None = None
     console: IO[bytes] | None = None
+    argv: IO[str] | None = None
 
 
 class Machine:
@@ -61,6 +63,15 @@ class Machine:
         if self._process is None:
             raise TestbedError(f"{self.spec.name} was not started")
         return self._process
+
+    @property
+    def started(self) -> bool:
+        """Whether it ever ran."""
+        return self._process is not None
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.returncode is None
 
     @property
     def argv(self) -> list[str]:
@@ -97,6 +108,9 @@ class Machine:
                     passed[int(Descriptor.PACKET)] = packet.fileno()
                 if state is not None:
                     passed[int(Descriptor.STATE)] = files.enter_context(state.open("rb")).fileno()
+                if self._logs.argv is not None:
+                    self._logs.argv.write(json.dumps(self.argv, indent=1) + "\n")
+                    self._logs.argv.flush()
                 self._process = await self._warden.spawn(self.spec.name, self.argv, netns=self._netns, fds=passed)
         finally:
             for end in theirs:
@@ -143,7 +157,7 @@ class Machine:
 
     def forget(self) -> None:
         """Close the records of a machine that has ended."""
-        for file in (self._logs.qmp, self._logs.agent, self._logs.console):
+        for file in (self._logs.qmp, self._logs.agent, self._logs.console, self._logs.argv):
             if file is not None:
                 file.close()
 

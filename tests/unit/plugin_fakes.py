@@ -21,15 +21,22 @@ class FakePair:
     def __init__(self, settings):
         self.settings, self.properties, self.directories, self.lab = settings, {{}}, [], Lab()
         self.number = len(OPENED)
+        self.broken = []
         self.dirty = False
     def lend(self, settings):
-        self.settings, self.properties, self.directories = settings, {{}}, []
+        self.settings, self.properties, self.directories, self.broken = settings, {{}}, [], []
     def record(self):
         settings = self.settings
         run = make_run(settings.results, run_id=f"20260102T030405Z-demo-{{len(OPENED)}}{{len(self.directories)}}abcd")
         self.directories.append(run.path)
         self.properties |= figures_of(run.result(), number=len(self.directories))
         return run.result().streams[0]
+    def keep(self, error):
+        if self.directories:
+            return self.directories[-1]
+        self.broken.append(RunDirectory.create(self.settings.results, "wreck").path)
+        error.kept = str(self.broken[-1])
+        return self.broken[-1]
     def broke(self):
         raise DeadlineError("the guest was not ready", hint="see its console")
     def lacks(self):

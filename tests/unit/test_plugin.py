@@ -60,6 +60,34 @@ def test_what_this_environment_lacks_is_a_skip_and_a_broken_testbed_says_so(fold
     assert [case.find("skipped") is not None for case in junit.iter("testcase")] == [True, False]
 
 
+def test_a_test_that_breaks_names_the_folder_with_what_there_is_of_its_run(folder, pytester):
+    text = "def test_broke(guest_pair):\n    guest_pair.broke()\ndef test_fails(guest_pair):\n    assert guest_pair.number == 0\n"
+    said, status, junit = folder(text, "--switchover-results=kept", "--switchover-keep=failed")
+    assert status == 1
+    folders = {str(path.relative_to(pytester.path)) for path in (pytester.path / "kept").iterdir()}
+    assert len(folders) == 2
+    broke, fails = ({each.get("name"): each.get("value") for each in case.iter("property")}["kept"] for case in junit.iter("testcase"))
+    assert {broke, fails} == folders
+    assert f"kept: {broke}" in said
+    assert f"what there is of it: {fails}" in said
+    assert [f"kept: {broke}" in (case.find("failure").text or "") for case in junit.iter("testcase")] == [True, False]
+
+
+def test_what_broke_in_a_test_that_passes_goes_with_its_recordings(folder, pytester):
+    text = """
+import pytest
+from harness.errors import DeadlineError
+def test_it(guest_pair):
+    with pytest.raises(DeadlineError):
+        guest_pair.broke()
+    guest_pair.keep(DeadlineError(""))
+"""
+    assert folder(text, "--switchover-results=kept", "--switchover-keep=failed")[1] == 0
+    assert list((pytester.path / "kept").iterdir()) == []
+    assert folder(text, "--switchover-results=kept")[1] == 0
+    assert len(list((pytester.path / "kept").iterdir())) == 1
+
+
 @pytest.mark.parametrize(
     ("words", "source", "destination"),
     [
@@ -109,6 +137,13 @@ def test_a_shared_pair_is_used_again_until_a_test_leaves_it_changed(folder, scop
     said, status, _ = folder(SHARED.format(scope=scope), "--log-level=INFO", "-rA")
     assert status == 0, said
     assert "the pair is not used again: status: was 'running', is 'paused'" in said
+
+
+@pytest.mark.parametrize(("words", "shown"), [((), 0), (("-v",), 1), (("-v", "--log-cli-level=INFO"), 0), (("-q",), 0)])
+def test_what_goes_on_is_shown_live_when_asked_for(folder, words, shown):
+    said, status, _ = folder(SHARED.format(scope="module"), *words)
+    assert status == 0
+    assert said.split("\n").count("    the pair is not used again: status: was 'running', is 'paused'") == shown
 
 
 def test_a_pair_of_each_tests_own_is_the_rule(folder):

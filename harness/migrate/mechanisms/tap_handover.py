@@ -242,7 +242,9 @@ class TapHandover(Mechanism):
                 break
             attempts += 1
             if time.monotonic_ns() > patience_ns and attempts > _LEAST_ATTEMPTS:
-                raise TestbedError("the destination's queue does not hold what was sent to it")
+                unseen = destination.live.dropped
+                more = f": {unseen} frames were not seen on their way, for want of buffer" if unseen else ""
+                raise TestbedError(f"the destination's queue does not hold what was sent to it{more}", hint="docs/rootless.md has the mend" if unseen else None)
             time.sleep(_FENCE_S)
         late = source.live.frames(first=self._cut)
         direct = [frame for frame in everything if frame.number >= injected]
