@@ -47,6 +47,9 @@ from harness.vm.argv import MachineSpec
 
 __all__ = ["Recording", "Respec"]
 
+_QUIET_S = 3.0
+"""How long to wait until nothing is sent to the guest any more, when all traffic of ours has ended."""
+
 Respec = Callable[[MachineSpec], MachineSpec]
 """What makes another machine of the destination's description."""
 
@@ -239,7 +242,7 @@ class Recording:
             return
         dropped = sum(counter.count for counter in self._counters if counter.place == "source-tap")
         try:
-            count = await side.account.missing() - dropped
+            count = await side.account.missing(deadline=Deadline(_QUIET_S)) - dropped
         except SwitchoverError as error:
             self.notes.append(f"what QEMU lost can't be counted: {error.message}")
             return

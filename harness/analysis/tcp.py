@@ -85,6 +85,8 @@ class TcpConnection:
     """Both sides sent a FIN."""
     acknowledged: tuple[NDArray[np.int64], NDArray[np.int64]]
     """Per direction an array of two rows: time, and bytes acknowledged up to then."""
+    emitted: tuple[NDArray[np.int64], NDArray[np.int64]]
+    """Per direction an array of two rows: the time of each segment, and its sender's timestamp (0: it has none)."""
 
     def longest_stall_ns(self, *, flow: int = 0, interval_ns: int = 0) -> int | None:
         """The longest time in which nothing more of that direction's data was acknowledged, less the interval at which it was
@@ -381,7 +383,14 @@ def _connection(columns: Columns, rows: NDArray[np.int64]) -> TcpConnection:
         resets=tuple(resets),
         finished=all(finished),
         acknowledged=(_series(sides[0]), _series(sides[1])),
+        emitted=(_emitted(columns, rows[forward]), _emitted(columns, rows[~forward])),
     )
+
+
+def _emitted(columns: Columns, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    times_ns = columns.time_ns[rows]
+    order = np.argsort(times_ns, kind="stable")
+    return np.stack([times_ns[order], columns.tcp_timestamp[rows][order].astype(np.int64)])
 
 
 def _series(side: _Side) -> NDArray[np.int64]:

@@ -146,8 +146,8 @@ class FrameAccount:
         self._offset = -stop.used_index % _INDEX_MODULUS
         self._read_before = source._read_before if same_tap else 0
 
-    async def missing(self) -> int:
-        """How many frames of one buffer each were sent since the account began and never came to the ring, all being quiet.
+    async def missing(self, *, deadline: Deadline) -> int:
+        """How many frames of one buffer each were sent since the account began and never came to the ring; waits for a quiet moment.
 
         Holds for a suspended account too: what the stop path freed is among them. `TestbedError` when it can't be told.
         """
@@ -155,14 +155,23 @@ class FrameAccount:
         if offset is None:
             raise TestbedError(f"what the guest of {self._machine.spec.name} received can't be told: {self.reason}")
         self._filter = await read_receive_filter(self._machine, nic=self._nic)
-        before = self._tap.drain()
-        rings = [await read_receive_ring(self._machine, nic=self._nic) for _ in range(_CALM_READINGS)]
+        while True:
+            before = self._tap.drain()
+            rings = [await read_receive_ring(self._machine, nic=self._nic) for _ in range(_CALM_READINGS)]
+            if self._tap.drain() == before and len({ring.used_index for ring in rings}) == 1:
+                break
+            if deadline.expired:
+                raise deadline.error("a quiet moment at the guest's TAP", seen=f"{self._tap.count - before} frames in a reading")
+            await asyncio.sleep(0.005)
         self._scan(end=before)
-        if self._tap.drain() != before or len({ring.used_index for ring in rings}) != 1:
-            raise TestbedError("frames still arrive")
+        if self._tap.dropped:
+            raise TestbedError(f"the live capture of {self._tap.interface} dropped {self._tap.dropped} frames")
         if not self._countable:
             raise TestbedError("frames of several buffers passed, or more than the live capture keeps")
-        return (self._passed - rings[-1].used_index - offset) % _INDEX_MODULUS
+        found = (self._passed - rings[-1].used_index - offset) % _INDEX_MODULUS
+        if found > self._passed:
+            raise TestbedError(f"the guest has {_INDEX_MODULUS - found} frames more than were sent to it since the account began")
+        return found
 
     def _begin(self, since: int) -> None:
         self._scanned = since

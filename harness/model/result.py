@@ -180,7 +180,9 @@ class TcpResult(_Record, frozen=True, kw_only=True):
     """One TCP connection, as seen at the peer's port; counts are those of both directions.
 
     `longest_stall_ms`: the longest that nothing more of the client's data was acknowledged, less the sending interval (None for an idle
-    connection); `longest_unacknowledged_ms`: the longest that any data waited. `recovery_ms`: from RESUME until 90 % of the throughput
+    connection); `silent_ms`: the longest that the moving guest sent nothing in it across the stop, less the usual time between two of its
+    segments, whose 99th percentile is the resolution; `clock_lost_ms`: how long its clock stood still there, by its TCP timestamps (None
+    where it sends too seldom). `longest_unacknowledged_ms`: the longest that any data waited. `recovery_ms`: from RESUME until 90 % of the throughput
     before STOP is back (bulk). `survived`: nobody reset it, and both ends closed it in order at the end; `error` says why not.
     `bytes`: handed over by the client; `confirmed_bytes`: what the server says it got (bulk). `requests` and `answered` are for request streams.
     """
@@ -199,6 +201,8 @@ class TcpResult(_Record, frozen=True, kw_only=True):
     answered: int | None = None
     latency_ms: Latency | None = None
     longest_stall_ms: Figure
+    silent_ms: Figure = Figure(value=None, resolution_ms=0.0)
+    clock_lost_ms: Figure = Figure(value=None, resolution_ms=0.0)
     longest_unacknowledged_ms: float
     recovery_ms: float | None
     segments: int

@@ -10,7 +10,7 @@ from harness.model.result import RunResult, TcpResult, WitnessResult
 
 __all__ = ["connection_tables"]
 
-_CONNECTION = ("connection", "KiB", "answered", "stall ms", "waited ms", "recovered ms", "sent again", "RTO", "TLP", "spurious", "survived")
+_CONNECTION = ("connection", "KiB", "answered", "stall ms", "silent ms", "clock lost ms", "waited ms", "recovered ms", "sent again", "RTO", "TLP", "spurious", "survived")
 _WITNESS = ("witness", "figure", "it says", "the capture")
 
 
@@ -19,7 +19,7 @@ def connection_tables(result: RunResult) -> list[str]:
     rows = [row for witness in result.witnesses for row in _witness_rows(witness)]
     tables = []
     if result.tcp:
-        tables.append(_table([_tcp_row(connection) for connection in result.tcp], _CONNECTION, ["left", *["right"] * 9, "left"]))
+        tables.append(_table([_tcp_row(connection) for connection in result.tcp], _CONNECTION, ["left", *["right"] * 11, "left"]))
     if rows:
         tables.append(_table(rows, _WITNESS, ["left", "left", "right", "right"]))
     return tables
@@ -40,7 +40,7 @@ def _tcp_row(connection: TcpResult) -> list[str]:
         survived += f" (reset by {', '.join(dict.fromkeys(connection.resets))})"
     return [
         connection.name, str(connection.bytes >> 10), answered, _ms(connection.longest_stall_ms.value),
-        _ms(connection.longest_unacknowledged_ms), _ms(connection.recovery_ms), str(connection.retransmitted_segments),
+        _ms(connection.silent_ms.value), _ms(connection.clock_lost_ms.value), _ms(connection.longest_unacknowledged_ms), _ms(connection.recovery_ms), str(connection.retransmitted_segments),
         str(connection.rto_events), str(connection.tail_loss_probes), str(connection.spurious_retransmits), survived,
     ]  # fmt: skip
 

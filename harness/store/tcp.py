@@ -11,6 +11,7 @@ import numpy as np
 from harness.analysis.columns import Capture
 from harness.analysis.records import RecordKind, read_records
 from harness.analysis.sightings import StopWindow
+from harness.analysis.silence import TICK_NS, find_silence
 from harness.analysis.tcp import TcpConnection, find_connections
 from harness.errors import UsageError
 from harness.model.addresses import MOBILE, PEER
@@ -112,11 +113,13 @@ def _result(
     interval_ns = stream.interval_ns
     stall_ns = None if stream.role is TcpRole.IDLE else connection.longest_stall_ns(flow=way, interval_ns=interval_ns or 0)
     recovery_ns = connection.recovery_ns(windows[0], flow=way) if windows and bulk else None
+    silent_ms, clock_lost_ms = _silence(connection, flow=1 - way if stream.sender_is_peer else way, windows=windows)
     return TcpResult(
         client=flows[way].sender, survived=not error and not resets and bool(client.get("closed")), error=error, resets=resets,
         longest_stall_ms=Figure(
             value=None if stall_ns is None else ms(stall_ns), resolution_ms=ms(interval_ns) if interval_ns else _ACK_RESOLUTION_MS
         ),
+        silent_ms=silent_ms, clock_lost_ms=clock_lost_ms,
         longest_unacknowledged_ms=ms(max(flow.longest_stall_ns for flow in flows)),
         recovery_ms=None if recovery_ns is None else ms(recovery_ns),
         segments=sum(flow.segments for flow in flows),
@@ -129,6 +132,18 @@ def _result(
         duplicate_sacks=sum(flow.duplicate_sacks for flow in flows),
         sack_recoveries=sum(flow.sack_recoveries for flow in flows),
         **common,
+    )
+
+
+def _silence(connection: TcpConnection, *, flow: int, windows: tuple[StopWindow, ...]) -> tuple[Figure, Figure]:
+    """Of the moving guest, which sent this flow: how long it was silent across the stop, and what its clock lost there."""
+    silence = find_silence(connection.emitted[flow], windows=windows)
+    if silence is None:
+        return Figure(value=None, resolution_ms=0.0), Figure(value=None, resolution_ms=0.0)
+    lost_ns = silence.clock_lost_ns
+    return (
+        Figure(value=ms(silence.duration_ns), resolution_ms=ms(silence.longest_usual_ns)),
+        Figure(value=None if lost_ns is None else ms(lost_ns), resolution_ms=ms(TICK_NS)),
     )
 
 
