@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench.flood import flood
 from harness.analysis.columns import NO_VLAN, TCP, UDP, Capture, read_capture
 from harness.analysis.pcapng import INBOUND, OUTBOUND
 from harness.analysis.synthetic import probe_frame
@@ -249,6 +250,17 @@ def test_super_frames_keep_all_their_bytes(tmp_path: Path) -> None:
     assert data.payload_bytes.astype(np.int64).sum() >= total
     span = (data.tcp_seq + data.payload_bytes).max() - data.tcp_seq.min()
     assert span == total + 2  # SYN and FIN take one number each
+
+
+@pytest.mark.usefixtures("veth")
+def test_the_benchmarks_sender_sends_what_it_says(tmp_path: Path) -> None:
+    with CaptureSet.start({"far": point(tmp_path, "far")}) as captures:
+        # More than the transmit ring holds, so that its slots are used again.
+        done = flood("near", rate_pps=50_000, seconds=0.25, frame_bytes=100)
+        summary = captures.stop()["far"]
+    assert done.asked == 12_500
+    assert done.sent == summary.packets == done.asked
+    assert set(read_capture(summary.path).columns.frame_bytes.tolist()) == {100}
 
 
 @pytest.mark.usefixtures("veth")
