@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.capture.live import LiveFrame
 from harness.errors import TestbedError
+from harness.host.deadline import Deadline
+from harness.migrate import account as account_module
 from harness.migrate.account import FrameAccount, StopPoint, missing_by_lengths, missing_from_ring
 from harness.vm.virtqueue import ReceiveFilter, ReceiveRing
 
@@ -151,3 +155,54 @@ def test_the_true_number_lies_between_the_fewest_and_the_most(lengths, unread, s
         ring(frames[: len(frames) - truth]), frames, stop_ns=0, first_unread=len(frames) - unread
     )
     assert most - doubtful <= truth <= most
+
+
+class Tap:
+    """A live tap to which `arriving` frames more are sent at each of the first looks."""
+
+    interface, dropped, oldest = "tap0", 0, 0
+
+    def __init__(self, frames: int, *, arriving: list[int]) -> None:
+        self.count, self.arriving = frames, arriving
+
+    def drain(self) -> int:
+        if self.arriving:
+            self.count += self.arriving.pop(0)
+        return self.count
+
+    def frames(self, *, first: int) -> list[LiveFrame]:
+        return [segment(number, 100, protocol=17) for number in range(first, self.count)]
+
+
+def missing(monkeypatch, *, frames: int, used: int, arriving: tuple[int, ...] = (), seconds: float = 5.0) -> int:
+    """What an account that began at frame 0, buffer 65530 finds missing when the guest has `used` buffers more."""
+
+    async def read_filter(machine, *, nic):
+        return filter_()
+
+    async def read_ring(machine, *, nic, lengths=False):
+        return ReceiveRing(used_index=(65530 + used) % 65536, size=256)
+
+    monkeypatch.setattr(account_module, "read_receive_filter", read_filter)
+    monkeypatch.setattr(account_module, "read_receive_ring", read_ring)
+    account = FrameAccount(None, Tap(frames, arriving=list(arriving)), network=None, port=None, nic="net0")
+    account._offset = -65530 % 65536
+    account.suspend("its machine was stopped and went on")
+    return asyncio.run(account.missing(deadline=Deadline(seconds)))
+
+
+def test_what_never_came_to_the_ring_is_counted_when_all_is_quiet(monkeypatch):
+    assert missing(monkeypatch, frames=30, used=30) == 0
+    assert missing(monkeypatch, frames=30, used=27) == 3
+    assert missing(monkeypatch, frames=30, used=35, arriving=(0, 2, 1, 3, 0, 0)) == 1
+
+
+def test_what_does_not_come_to_rest_is_not_counted(monkeypatch):
+    with pytest.raises(TestbedError, match="quiet moment"):
+        missing(monkeypatch, frames=30, used=30, arriving=(1,) * 1000, seconds=0.0)
+
+
+def test_a_ring_with_more_frames_than_were_sent_is_no_count(monkeypatch):
+    """A guest that left a group: the frames it had got for it pass its filter no more."""
+    with pytest.raises(TestbedError, match="2 frames more than were sent"):
+        missing(monkeypatch, frames=30, used=32)

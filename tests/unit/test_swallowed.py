@@ -8,6 +8,8 @@ import msgspec
 import pytest
 from bundle_factory import START, STEP, facts_of, lab_frame, make_run
 
+from harness.model.facts import CounterFacts, MigrationFacts
+from harness.model.result import Outcome
 from harness.store.analyze import analyze_run
 from harness.store.frames import write_frames
 from harness.store.rundir import RunDirectory
@@ -62,3 +64,25 @@ def test_where_qemu_does_something_for_the_frames_none_is_called_parked_or_purge
     found = analyze_run(run)
     assert found.ledgers["udp"].explain(100).reason.startswith("QEMU took it")
     assert "purged_frames" not in found.result.figures
+
+
+BY_THE_RING = CounterFacts(name="QEMU (by the receive ring)", place="source-tap", direction="to-guest", count=20, fate="lost_in_qemu")
+
+
+@pytest.mark.parametrize("mode", ["background-snapshot", "precopy", "stop-cont"])
+@pytest.mark.parametrize(
+    ("counters", "lost_in_qemu", "unexplained"),
+    [((BY_THE_RING,), 20, 0), ((msgspec.structs.replace(BY_THE_RING, count=15),), 15, 5), ((msgspec.structs.replace(BY_THE_RING, count=0),), 0, 20), ((), 0, 20)],
+    ids=["all", "some", "nothing was missing", "not counted"],
+)
+def test_what_a_source_that_runs_on_lost_is_known_by_the_rings_count_alone(tmp_path, mode, counters, lost_in_qemu, unexplained):
+    """The guest stays: no queue is read back. 20 packets were seen at its TAP and never came to it."""
+    stayed = MigrationFacts(
+        mode=mode, mechanism="none", status="cancelled" if mode == "precopy" else "completed", moved=False, stop_ns=START + 100 * STEP - 1000,
+        resume_ns=START + 120 * STEP - 1000, survivor="source",
+    )  # fmt: skip
+    captures = {name: point for name, point in facts_of().captures.items() if name != "destination"}
+    found = analyze_run(make_run(tmp_path, migrations=(stayed,), captures=captures, counters=counters))
+    counts = found.ledgers["udp"].counts
+    assert (counts.lost, counts.lost_in_qemu, counts.unexplained) == (20, lost_in_qemu, unexplained)
+    assert found.result.outcome is Outcome.INCONCLUSIVE if unexplained else found.result.outcome in (Outcome.COMPLETED, Outcome.CANCELLED)
