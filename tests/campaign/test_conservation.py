@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from harness.store.analyze import analyze_run
@@ -21,15 +22,23 @@ def unexplained(results) -> dict[str, str]:
     }
 
 
+ARMS = (
+    (8, ("udp-none", "udp-tap-handover")),
+    (7, ("postcopy-none", "postcopy-netpass")),
+    (6, ("tcp-none", "tcp-tap-handover")),
+    (4, ("tcp-none", "tcp-netpass", "--set", "migration.mode=postcopy")),
+)
+"""How often, and which: precopy and postcopy, with and without a mechanism, UDP both ways and TCP."""
+
+
 def test_fifty_migrations_and_no_packet_unexplained(switchover):
-    """Precopy and postcopy, with and without a mechanism, UDP both ways and TCP."""
-    arms = ("udp-none", "udp-tap-handover", "postcopy-none", "tcp-none", "tcp-tap-handover")
-    results = switchover("run", *arms, "--repeat", "8")
-    results += switchover("run", "tcp-none", "--set", "migration.mode=postcopy", "--repeat", "10")
+    results = [each for count, words in ARMS for each in switchover("run", *words, "--repeat", str(count))]
     assert len(results) == 50
     assert unexplained(results) == {}
     for each in results:
         assert all(connection["survived"] for connection in each["tcp"]), each["run_id"]
+        if each["mechanism"] != "none":
+            assert [stream["lost"] for stream in each["streams"]] == [0] * len(each["streams"]), each["run_id"]
 
 
 def test_the_purged_frame_is_found_and_named(switchover, tmp_path):
@@ -51,3 +60,20 @@ def test_a_cancelled_switchover_that_purged_a_frame_has_evidence_for_it(switchov
     for each in results:
         down = next(stream for stream in each["streams"] if stream["direction"] == "to-guest")
         assert down["lost"] == down["ledger"]["lost_in_qemu"] <= 2, each["run_id"]
+
+
+def test_what_a_background_snapshots_stop_frees_is_known_by_the_rings_count_alone(switchover, tmp_path):
+    """The stop path frees a frame in two of five; without that count its packet has no evidence."""
+    words = ("udp-none", "--set", "migration.mode=background-snapshot", "--set", "migration.transport=file", "--set", "migration.hold_ms=0")
+    results = switchover("run", *words, "--set", "traffic.0.rate_pps=2000", *QUICK, "--repeat", "20")
+    assert unexplained(results) == {}
+    freed = [each for each in results if any(stream["lost"] for stream in each["streams"])]
+    assert freed, "no frame was freed in 20 snapshots"
+    for each in freed:
+        run = RunDirectory.open(tmp_path / each["run_id"])
+        facts = run.facts()
+        without = tuple(counter for counter in facts.counters if counter.fate is None)
+        run.write_json("run.json", msgspec.structs.replace(facts, counters=without))
+        for stream, less in zip(each["streams"], analyze_run(run).result.streams, strict=True):
+            assert stream["ledger"]["lost_in_qemu"] == stream["lost"]
+            assert less.ledger.unexplained == stream["lost"], each["run_id"]

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
+import struct
+from typing import ClassVar
 
-from harness.analysis.columns import TCP, read_capture
+import pytest
+from scapy.layers import inet
+from scapy.layers.l2 import Ether
+
+from harness.analysis.columns import RST, TCP, read_capture
 from harness.errors import UsageError
+from harness.migrate.mechanisms import MECHANISMS, TapHandover
+from harness.model.addresses import MOBILE, PEER
 
 pytestmark = pytest.mark.switchover(requires=["ring-status"])
 
@@ -55,6 +62,49 @@ def test_tap_handover_with_bulk_data_as_fast_as_it_goes(guest_pair, udp, tcp):
     whole(bulk)
     passed = read_capture(guest_pair.run_directory / "capture" / "passed.pcapng").columns
     assert (passed.protocol == TCP).any(), "TCP was among what went over"
+
+
+class WithSuperFrames(TapHandover):
+    """One super-frame reaches the running guest, and one arrives when it has stopped. No connection of the guest's: it resets both."""
+
+    RUNNING: ClassVar[int] = 41001
+    STOPPED: ClassVar[int] = 41002
+    # TCPv4 in parts of 1000 bytes behind a header of 54, the checksum still to be made.
+    HEADER: ClassVar[bytes] = struct.pack("<BBHHHHH", 1, 1, 54, 1000, 34, 16, 0)
+    FRAME_BYTES: ClassVar[int] = 10_054
+
+    def send(self, context, *, port):
+        segment = Ether(src=PEER.mac, dst=MOBILE.mac) / inet.IP(src=PEER.ip4, dst=MOBILE.ip4) / inet.TCP(sport=port, dport=9, flags="A")
+        frame = bytes(segment / bytes(self.FRAME_BYTES - 54))
+        context.injector(context.source).send(self.HEADER, frame, deadline_ns=2**62)
+
+    async def prepare(self, context):
+        self.send(context, port=self.RUNNING)
+        await super().prepare(context)
+
+    async def stopped(self, context, *, stop_ns):
+        await super().stopped(context, stop_ns=stop_ns)
+        self.send(context, port=self.STOPPED)
+
+
+def test_super_frames_are_accounted_for_and_go_over_whole(guest_pair, udp, monkeypatch):
+    """They take several receive buffers, so that the lengths in the ring have to tell what the guest got."""
+    monkeypatch.setitem(MECHANISMS, "with-super-frames", WithSuperFrames)
+    # So few that the ring's last lengths reach back to the first super-frame.
+    with udp(rate_pps=20) as probes:
+        guest_pair.migrate(mechanism="with-super-frames", hold_ms=150)
+        guest_pair.succeed("sleep 0.3")
+    exactly_once(probes)
+    whole_one = [WithSuperFrames.FRAME_BYTES]
+    seen = {name: guest_pair.run_directory / "capture" / f"{name}.pcapng" for name in ("source", "destination", "peer", "passed")}
+    columns = {name: read_capture(path).columns for name, path in seen.items()}
+    for name, running, stopped in (("source", whole_one, whole_one), ("passed", [], whole_one), ("destination", [], whole_one)):
+        for port, lengths in ((WithSuperFrames.RUNNING, running), (WithSuperFrames.STOPPED, stopped)):
+            mine = (columns[name].protocol == TCP) & (columns[name].source_port == port)
+            assert columns[name].frame_bytes[mine].tolist() == lengths, (name, port)
+    peer = columns["peer"]
+    resets = (peer.protocol == TCP) & (peer.tcp_flags & RST != 0)
+    assert sorted(peer.destination_port[resets].tolist()) == [WithSuperFrames.RUNNING, WithSuperFrames.STOPPED], "the guest got both"
 
 
 def test_requests_both_ways_under_tap_handover(guest_pair, udp, tcp):
