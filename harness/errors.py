@@ -99,3 +99,7 @@ class BuildError(TestbedError):
 
 class MigrationError(TestbedError):
     """A migration ended in a state that the plan did not ask for."""
+
+
+class GuestCrashError(MigrationError):
+    """The mobile guest did not survive: its kernel panicked, or it was reset."""

@@ -481,10 +481,18 @@ class Lab:
         else:
             await machine.close()
             self._ended.append(destination)
-            endpoint = self.endpoints["mobile"]
-            assert isinstance(endpoint, GuestEndpoint)
-            endpoint.gone = record.survivor != "source"
+            if record.survivor != "source":
+                self.lose_guest()
         return record
+
+    def lose_guest(self) -> None:
+        """The mobile guest is gone: nobody asks it anything any more."""
+        self._mobile_endpoint().gone = True
+
+    def _mobile_endpoint(self) -> GuestEndpoint:
+        endpoint = self.endpoints["mobile"]
+        assert isinstance(endpoint, GuestEndpoint)
+        return endpoint
 
     async def add_destination(self, *, deadline: Deadline) -> Side:
         """A machine that waits for the mobile guest (`migrate-incoming` is the caller's) and stays stopped when it has it; nothing passes its port.
@@ -504,9 +512,7 @@ class Lab:
         """The mobile guest runs on this side from now on, and its agent answers there."""
         self.mobile_side = side
         self.settings = msgspec.structs.replace(self.settings, source=self.settings.destination, destination=self.settings.source)
-        endpoint = self.endpoints["mobile"]
-        assert isinstance(endpoint, GuestEndpoint)
-        endpoint.agent = side.machine.agent
+        self._mobile_endpoint().agent = side.machine.agent
         await side.machine.agent.sync(deadline=deadline.within(10.0))
 
     def _give_back(self, *, keep: Side) -> None:

@@ -24,7 +24,7 @@ from harness.aftermath import keep_what_there_is, write_timeline
 from harness.builds import QemuInstall
 from harness.capture.bpf import drop_probes_bytecode
 from harness.capture.ring import CapturePoint, CaptureSet
-from harness.errors import MigrationError, SwitchoverError, TestbedError, UsageError
+from harness.errors import GuestCrashError, MigrationError, SwitchoverError, TestbedError, UsageError
 from harness.host.deadline import Deadline
 from harness.host.drops import PortDrops
 from harness.host.facts import host_facts
@@ -44,6 +44,7 @@ from harness.store.frames import write_frames
 from harness.store.rundir import RunDirectory
 from harness.traffic.generator import Generator, make_generators
 from harness.vm.argv import MachineSpec
+from harness.vm.crash import guest_crash
 
 __all__ = ["Recording", "Respec"]
 
@@ -115,10 +116,25 @@ class Recording:
         self._drops = await PortDrops.install(self._lab.warden, port=self._ports["peer"], program=program)
 
     async def stop_traffic(self, traffic: Generator, *, drain_s: float, deadline: Deadline) -> None:
-        """Stop sending, wait for the last packets, bring in the records."""
+        """Stop sending, wait for the last packets, bring in the records.
+
+        A guest that has crashed by then is the recording's `failure`; its records went with it. `GuestCrashError` when it crashes now.
+        """
         began = time.monotonic()
-        self._summaries += await traffic.stop(self._directory.path / "traffic", drain_s=drain_s, deadline=deadline)
+        if (crash := self._crash()) is not None:
+            self.failure = self.failure or crash
+            self.notes.append(crash)
+            self._lab.lose_guest()
+        try:
+            self._summaries += await traffic.stop(self._directory.path / "traffic", drain_s=drain_s, deadline=deadline)
+        except TestbedError as error:
+            if crash is None and (crash := self._crash()) is not None:
+                raise GuestCrashError(crash) from error
+            raise
         self.figures["records_s"] = time.monotonic() - began - drain_s
+
+    def _crash(self) -> str | None:
+        return guest_crash(self._lab.mobile, self._lab.timeline, since_ns=self._start_ns)
 
     async def migrate(self, plan: MigrationPlan, *, deadline: Deadline, respec: Respec | None = None) -> MigrationRecord:
         """Migrate the mobile guest (or stop and continue it, as the plan says). `MigrationError` when it ends in another way than planned."""

@@ -307,6 +307,8 @@ class GuestPair:
         self.directories.append(self._directory.path)
         self.properties |= figures_of(result, number=len(self.directories))
         log.info("%s: %s", self._directory.path.name, ", ".join(f"{s.name} lost {s.lost} of {s.sent}" for s in result.streams))
+        if recording.failure:
+            raise MigrationError(recording.failure)
 
     @contextlib.contextmanager
     def _kept_on_failure(self, directory: RunDirectory) -> Iterator[None]:

@@ -35,7 +35,12 @@ class Console:
 
     def tail(self, *, lines: int = 15) -> str:
         """The console's last lines."""
-        return "\n".join(self._recent.decode(errors="replace").splitlines()[-lines:])
+        return "\n".join(self.text.splitlines()[-lines:])
+
+    @property
+    def text(self) -> str:
+        """What the console said, as far back as it is kept."""
+        return self._recent.decode(errors="replace")
 
     def seen(self, text: bytes) -> asyncio.Future[None]:
         """Resolves when `text` has appeared on the console."""

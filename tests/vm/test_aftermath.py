@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 
 from harness.analysis.columns import read_capture
-from harness.errors import DeadlineError
+from harness.errors import DeadlineError, MigrationError
+from harness.host.deadline import Deadline
 
 
 def test_what_was_known_when_a_test_broke_is_in_the_folder_that_its_error_names(guest_pair, udp):
@@ -50,3 +52,22 @@ def test_a_test_that_fails_without_traffic_leaves_the_same(guest_pair, tmp_path)
     assert "-accel" in json.loads((folder / "argv-m0.json").read_text())
     assert broken.__notes__ == [f"what there is of the run lies in {folder}"]
     assert "query-status" in (folder / "qmp-m0.jsonl").read_text()
+
+
+def migrate_and_panic(guest_pair):
+    guest_pair.migrate()
+    guest_pair.run(["sh", "-c", "(sleep 0.1; echo c > /proc/sysrq-trigger) > /dev/null 2>&1 &"])
+    console, deadline = guest_pair.lab.mobile.console, Deadline(30.0)
+    while "Kernel panic" not in console.text:
+        assert not deadline.expired, console.tail()
+        time.sleep(0.05)
+
+
+def test_a_guest_that_panics_after_its_migration_is_a_finding(guest_pair, udp):
+    with pytest.raises(MigrationError, match=r"the guest's kernel panicked in m1: .*Kernel panic - not syncing"), udp(rate_pps=300) as stream:
+        migrate_and_panic(guest_pair)
+    result = stream.result
+    assert result.outcome == "failed"
+    assert any("panicked" in note for note in result.notes)
+    assert stream.ledger.sent > 0
+    assert {"peer", "source", "destination"} <= set(result.captures)
