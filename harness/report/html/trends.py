@@ -74,6 +74,7 @@ def _view(number: int, group: Sequence[Nights], stepped: set[tuple[RunKey, str]]
         clear = (each.key, each.metric) in stepped
         command = f"switchover baseline trend {each.metric} --scenario {shlex.quote(_plain(each.key))} --results {shlex.quote(results)}"
         caption = "Each run a dot; the line joins the nights' medians, the band is their 95 % interval."
+        caption += "" if _axis(each)[0] == 0 else " The axis does not begin at 0."
         charts.append(_Chart(title=_title(each), svg=_chart(each, clear=clear), caption=caption, files=(), command=command))
         rows.append((each, _said(each, clear=clear)))
     return _Key(name=f"key{number}", key=group[0].key, charts=tuple(charts), rows=tuple(rows))
@@ -105,7 +106,7 @@ def _chart(each: Nights, *, clear: bool) -> Markup:
     at = {night.day: float(date.fromisoformat(night.day).toordinal()) for night in nights}
     across = Scale(min(at.values()) - 0.5, max(at.values()) + 0.5)
     values = [value for _, value in each.runs]
-    low, high = min([0.0, *values]), max(values) * 1.02 or 1.0
+    low, high = _axis(each)
     rise = Scale(low, high, _HEIGHT, _TOP)
     parts = [line(LEFT, rise(tick), RIGHT, rise(tick), kind="faint") for tick in ticks(low, high, count=4)]
     parts += [text(LEFT - 8, rise(tick) + 4, f"{tick:g}", kind="tick", anchor="end") for tick in ticks(low, high, count=4)]
@@ -120,11 +121,21 @@ def _chart(each: Nights, *, clear: bool) -> Markup:
     parts.append(path("".join(f"{'L' if n else 'M'}{number(across(at[e.day]))} {number(rise(e.value.median))}" for n, e in enumerate(nights)), kind="curve to-guest"))
     if clear and each.trend.step_day is not None:
         x = across(at[each.trend.step_day]) - half - 2
-        parts += [line(x, _TOP, x, _HEIGHT, kind="mark lost", title=_said_step(each)), text(x + 4, _TOP + 10, f"{each.trend.step:+.3g}", kind="small")]
+        parts += [line(x, _TOP, x, _HEIGHT, kind="mark lost", title=_said_step(each)), text(x + 4, _HEIGHT - 6, f"{each.trend.step:+.3g}", kind="small")]
     shown = nights[:: -(-len(nights) // _MOST_DAYS)]
     parts += [text(across(at[night.day]), _HEIGHT + 16, night.day, kind="tick", anchor="middle") for night in shown]
     label = f"{_title(each)}, {each.key.scenario}: {len(nights)} nights, medians {_range(each.trend)}; {_said(each, clear=clear)}"
     return figure(parts, height=_HEIGHT + 24, label=label)
+
+
+def _axis(each: Nights) -> tuple[float, float]:
+    """From 0 only where the values come near it: a step of some per cent must be seen."""
+    values = [value for _, value in each.runs]
+    low, high = min(values), max(values)
+    if low <= high / 2:
+        return min(low, 0.0), high * 1.02 or 1.0
+    margin = max((high - low) * 0.15, abs(high) * 0.01)
+    return low - margin, high + margin
 
 
 def _range(trend: Trend) -> str:
