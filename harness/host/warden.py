@@ -86,14 +86,14 @@ class Process:
 
     def tail(self, *, max_bytes: int = 4096) -> str:
         """The end of what it printed."""
-        if self.output is None:
+        if self.output is None or self.output.closed:
             return ""
         size = os.fstat(self.output.fileno()).st_size
         return os.pread(self.output.fileno(), max_bytes, max(0, size - max_bytes)).decode(errors="replace")
 
     def read_output(self) -> bytes:
         """All that it printed so far."""
-        if self.output is None:
+        if self.output is None or self.output.closed:
             return b""
         return os.pread(self.output.fileno(), os.fstat(self.output.fileno()).st_size, 0)
 

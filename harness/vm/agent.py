@@ -12,8 +12,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
-from harness.errors import TestbedError
+from harness.errors import ProcessError, TestbedError
 from harness.host.deadline import Deadline
+from harness.host.warden import Process
 from harness.vm.qmp import Qmp
 
 __all__ = ["CommandResult", "GuestAgent"]
@@ -43,6 +44,10 @@ class GuestAgent:
         self._who = who
         self._qmp = Qmp(f"{who}'s guest agent", transcript=transcript, agent=True)
 
+    def belongs_to(self, process: Process) -> None:
+        """A command fails at once when `process`, the machine that the guest is in, has ended."""
+        self._qmp.belongs_to(process)
+
     async def attach(self, sock: socket.socket, *, deadline: Deadline) -> None:
         """Take over the socket; the agent itself may answer later (see `sync`)."""
         await self._qmp.attach(sock, deadline=deadline)
@@ -51,11 +56,13 @@ class GuestAgent:
         await self._qmp.detach()
 
     async def sync(self, *, deadline: Deadline) -> None:
-        """Wait until the agent answers, and drop whatever older answers were on their way."""
+        """Wait until the agent answers, and drop whatever older answers were on their way. `ProcessError` when its machine has ended."""
         while True:
             token = secrets.randbits(31)
             try:
                 answer = await self._qmp.command("guest-sync", deadline=deadline.within(1.0), id=token)
+            except ProcessError:
+                raise  # nobody is left to answer
             except TestbedError as error:
                 if deadline.expired:
                     raise deadline.error(f"the guest agent of {self._who}", seen=str(error)) from error

@@ -115,6 +115,8 @@ class Machine:
         finally:
             for end in theirs:
                 end.close()
+        self.qmp.belongs_to(self._process)
+        self.agent.belongs_to(self._process)
         self.console = Console(ours.pop(Descriptor.CONSOLE), self._logs.console)
 
     async def connect(self, *, deadline: Deadline) -> None:

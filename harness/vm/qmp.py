@@ -8,17 +8,21 @@ import json
 import logging
 import socket
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Coroutine, MutableMapping
 from typing import IO, Any, cast
 
 from qemu.qmp import ExecuteError, Message, QMPClient, QMPError, Runstate
 
 from harness.errors import DeadlineError, TestbedError
 from harness.host.deadline import Deadline
+from harness.host.warden import Process
 from harness.model.events import Event
 from harness.model.units import NS_PER_S
 
 __all__ = ["CommandRefusedError", "Qmp"]
+
+_LAST_WORDS_S = 0.5
+"""How long the end of a connection and the end of its process may lie apart: each tells more when the other is known."""
 
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)  # its errors reach us as exceptions
 
@@ -48,6 +52,11 @@ class Qmp(QMPClient):
         self.await_greeting = self.negotiate = not agent
         self._transcript = transcript
         self._on_event = on_event
+        self._process: Process | None = None
+
+    def belongs_to(self, process: Process) -> None:
+        """From now on a command that `process` can't answer any more, because it ended, fails at once and says how it ended."""
+        self._process = process
 
     def _cb_inbound(self, msg: Message) -> Message:
         self._log("<", msg)
@@ -76,8 +85,8 @@ class Qmp(QMPClient):
     async def command(self, command: str, *, deadline: Deadline | None = None, oob: bool = False, **arguments: Any) -> Any:
         """Execute a command; underscores in argument names stand for dashes. `oob`: out of band, even while QEMU's main loop waits.
 
-        `CommandRefusedError` when it is answered with an error, `DeadlineError` when it isn't answered, `TestbedError` when
-        the connection is gone.
+        `CommandRefusedError` when it is answered with an error, `DeadlineError` when it isn't answered, `ProcessError` as soon as
+        the process is known to have ended without an answer (see `belongs_to`), `TestbedError` when the connection is gone.
         """
         named = {key.replace("_", "-"): value for key, value in arguments.items() if value is not None}
         return await self.call(command, named, deadline=deadline, oob=oob)
@@ -88,15 +97,45 @@ class Qmp(QMPClient):
         """As `command`, for arguments whose names QEMU spells with underscores."""
         limit = deadline or Deadline(30.0)
         try:
-            return await limit.wait(self.execute(command, named or None, oob=oob), awaited=f"{self.who}'s answer to {command}")
+            answer = self._while_it_lives(self.execute(command, named or None, oob=oob), command=command)
+            return await limit.wait(answer, awaited=f"{self.who}'s answer to {command}")
         except ExecuteError as error:
             raise CommandRefusedError(command, named, error, self.who) from error
         except DeadlineError:
             raise
         except (ConnectionError, EOFError, OSError) as error:
+            await self._end_known(limit, command=command)
             raise TestbedError(f"{self.who} closed the connection while {command} was to be answered") from error
         except QMPError as error:
+            await self._end_known(limit, command=command)
             raise TestbedError(f"{self.who} can't be asked {command}: {error}") from error
+
+    async def _while_it_lives(self, work: Coroutine[Any, Any, Any], *, command: str) -> Any:
+        """What `work` returns; `ProcessError` when the process has ended without it (its connection may outlive it: a child may hold it)."""
+        if self._process is None:
+            return await work
+        task = asyncio.ensure_future(work)
+        try:
+            either: set[asyncio.Future[Any]] = {task, self._process.ended}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)  # which leaves both as they are, whoever cancels it
+            if not task.done():
+                # What it had answered before it ended, the end of the connection for one, is still to be read.
+                await asyncio.wait({task}, timeout=_LAST_WORDS_S)
+            if not task.done():
+                raise self._process.error(f"it ended before it answered {command}")
+            return task.result()
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+    async def _end_known(self, limit: Deadline, *, command: str) -> None:
+        """After a lost connection: `ProcessError` with the process's last words if it has ended, or does so now."""
+        if self._process is None:
+            return
+        await asyncio.wait({self._process.ended}, timeout=limit.within(_LAST_WORDS_S).remaining_s)
+        if self._process.returncode is not None:
+            raise self._process.error(f"it ended before it answered {command}")
 
     async def lost(self) -> None:
         """Returns when the connection, once made, is gone."""
