@@ -1,6 +1,6 @@
-"""netpass: campaigns on real guests, by turns in one lab. `python -m bench.netpass [loss] [cap] [purge] [--rounds N]`.
+"""netpass: campaigns on real guests, by turns in one lab. `python -m bench.netpass [loss] [cap] [purge] [snapshot] [--rounds N]`.
 
-`loss` and `cap` need the reference build; `purge` compares it with the host's own QEMU. Figures of an emulated CPU (TCG) are not those of
+`loss` and `cap` need the reference build; `purge` and `snapshot` compare it with the host's own QEMU. Figures of an emulated CPU (TCG) are not those of
 another accelerator.
 """
 
@@ -37,7 +37,7 @@ LOSS_ARMS: dict[str, dict[str, Any]] = {
 }
 BARE_ARMS: dict[str, dict[str, Any]] = {"none, no hold": {"mechanism": "none"}, "netpass, no hold": {"mechanism": "netpass"}}
 SHORTEST_HOLD_MS, LONGEST_HOLD_MS = 5.0, 500.0
-CANCELS_PER_BLOCK = 20
+STOPS_PER_BLOCK = 20
 PURGE_RATE_PPS = 2000
 CAP_RATE_PPS, CAP_HOLD_MS, CAP_PACKETS = 5000, 1000, 1000
 
@@ -146,39 +146,57 @@ def cap(rounds: int, *, results: Path, loop: LoopThread) -> None:
 def purge(cancels: int, *, results: Path, loop: LoopThread) -> None:
     """Packets that cancelled switchovers cost, with the series net-stop-purge (in the reference) and without (the host's QEMU)."""
     section = msgspec.convert({"hold_ms": 5, "cancel_at_switchover": True}, MigrationSection)
+    _freed("cancelled switchovers", section, number=cancels, results=results, loop=loop)
+
+
+def snapshot(snapshots: int, *, results: Path, loop: LoopThread) -> None:
+    """As `purge`, for background snapshots: each stops the running guest for a moment, by the same path."""
+    section = msgspec.convert({"mode": "background-snapshot", "transport": "file"}, MigrationSection)
+    _freed("background snapshots", section, number=snapshots, results=results, loop=loop)
+
+
+def _freed(what: str, section: MigrationSection, *, number: int, results: Path, loop: LoopThread) -> None:
+    """Stops after which the source's guest runs on: what they cost with each of the two QEMUs, by turns."""
     plan = MigrationPlan.from_section(section, mechanism="none")
     counts: dict[str, dict[str, int]] = {}
     with pair_of("system", results=results, loop=loop) as stock, pair_of("reference", results=results, loop=loop) as mended:
-        for start in range(0, cancels, CANCELS_PER_BLOCK):
+        versions = {"system": stock.features[0].version, "reference": mended.features[0].version}
+        for start in range(0, number, STOPS_PER_BLOCK):
             for name, pair in (("system", stock), ("reference", mended)):
-                number = min(CANCELS_PER_BLOCK, cancels - start)
+                now = min(STOPS_PER_BLOCK, number - start)
                 with pair.udp(rate_pps=PURGE_RATE_PPS, direction="to-guest") as stream:
-                    for _ in range(number):
+                    for _ in range(now):
                         pair.do(pair.lab.migrate(plan, deadline=Deadline(60.0)))
                     pair.succeed("sleep 0.2")
                 classes, total = stream.ledger.ledger, counts.setdefault(name, {})
                 seen = {
-                    "cancelled": number, "sent": stream.ledger.sent, "lost": stream.ledger.lost, "doubled": stream.ledger.duplicated,
+                    "stops": now, "sent": stream.ledger.sent, "lost": stream.ledger.lost, "doubled": stream.ledger.duplicated,
                     "dropped by host or guest": classes.dropped_by_host + classes.dropped_by_guest,
                 }
                 for key, value in seen.items():
                     total[key] = total.get(key, 0) + value
-            print(f"  {start + number} of {cancels}: {counts}", file=sys.stderr)
-    print(f"\nCancelled switchovers at {PURGE_RATE_PPS} packets/s; what is lost and was dropped by nobody else was freed by the stop path\n")
-    print("| QEMU | cancelled | sent | lost | dropped by host or guest | freed | doubled |")
-    print("|---|---|---|---|---|---|---|")
+            print(f"  {start + now} of {number}: {counts}", file=sys.stderr)
+    print(f"\n{number} {what} at {PURGE_RATE_PPS} packets/s; what is lost and was dropped by nobody else was freed by the stop path\n")
+    print("| QEMU | version | stops | sent | lost | dropped by host or guest | freed | doubled |")
+    print("|---|---|---|---|---|---|---|---|")
     for name, total in counts.items():
         freed = total["lost"] - total["dropped by host or guest"]
-        print(f"| {name} | {total['cancelled']} | {total['sent']} | {total['lost']} | {total['dropped by host or guest']} | {freed} | {total['doubled']} |")
+        print(
+            f"| {name} | {versions[name]} | {total['stops']} | {total['sent']} | {total['lost']} | {total['dropped by host or guest']} | {freed} |"
+            f" {total['doubled']} |"
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.netpass", description=__doc__)
-    parser.add_argument("campaigns", nargs="*", metavar="loss|cap|purge", default=["loss", "cap", "purge"])
-    parser.add_argument("--rounds", type=int, default=20, help="of loss; cap takes a quarter, purge ten cancels for each")
+    parser.add_argument("campaigns", nargs="*", metavar="loss|cap|purge|snapshot", default=["loss", "cap", "purge", "snapshot"])
+    parser.add_argument("--rounds", type=int, default=20, help="of loss; cap takes a quarter, purge ten stops for each, snapshot two")
     parser.add_argument("--results", type=Path, default=Path("results"), help="where run directories go")
     arguments = parser.parse_args()
-    known = {"loss": (loss, arguments.rounds), "cap": (cap, max(1, arguments.rounds // 4)), "purge": (purge, 10 * arguments.rounds)}
+    known = {
+        "loss": (loss, arguments.rounds), "cap": (cap, max(1, arguments.rounds // 4)), "purge": (purge, 10 * arguments.rounds),
+        "snapshot": (snapshot, 2 * arguments.rounds),
+    }  # fmt: skip
     if unknown := [name for name in arguments.campaigns if name not in known]:
         parser.error(f"unknown campaign {unknown[0]}")
     arguments.results.mkdir(parents=True, exist_ok=True)
