@@ -33,6 +33,8 @@ _BASELINE_NS = 2_000_000_000
 
 
 class Reset(msgspec.Struct, frozen=True, kw_only=True):
+    """A connection was broken off. One that answers a late copy after both sides had closed and acknowledged it is none."""
+
     time_ns: int
     sender: str
 
@@ -364,6 +366,8 @@ def _connection(columns: Columns, rows: NDArray[np.int64]) -> TcpConnection:
     ):
         length = payload + bool(flags & SYN) + bool(flags & FIN)
         if flags & RST:
+            if all(finished) and all(side.acked == side.highest for side in sides):
+                continue
             resets.append(Reset(time_ns=time_ns, sender=ends[mine]))
             continue
         finished[mine] |= bool(flags & FIN)

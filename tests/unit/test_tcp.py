@@ -180,6 +180,17 @@ def test_resets_name_their_sender(wire: Wire) -> None:
     assert not connection.survived(StopWindow(stop_ns=T0 + 5 * MS, resume_ns=T0 + 12 * MS))
 
 
+def test_the_answer_to_a_late_copy_after_the_close_is_no_reset(wire: Wire) -> None:
+    wire.data(30, 10_000, 0, flags="FA")
+    wire.ack(31, 10_001, flags="FA")
+    late = TCP(seq=PEER_ISN + 1, flags="R")
+    wire.add(32, late.copy(), forward=False)  # the close is not acknowledged yet: this one is
+    wire.add(33, TCP(seq=(ISN + 10_001) % 2**32, ack=PEER_ISN + 1, flags="A"), forward=True)
+    wire.add(34, late.copy(), forward=False)
+    assert [each.time_ns for each in wire.connection().resets] == [T0 + 32 * MS]
+    assert wire.connection().finished
+
+
 def test_a_reused_pair_of_ports_is_another_connection(wire: Wire) -> None:
     wire.add(100, TCP(seq=77, flags="S"), forward=True)
     wire.add(101, TCP(seq=900, ack=78, flags="SA"), forward=False)
