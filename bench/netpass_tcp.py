@@ -1,6 +1,6 @@
 """TCP bulk through switchovers: who loses a segment, and who waits for a retransmission timeout (RTO). `python -m bench.netpass_tcp`.
 
-All arms by turns in one lab of the reference build, for each hold: bulk data to the guest as fast as it goes, and at a set rate from it.
+All arms by turns in one lab of the reference build, for each hold: bulk data to the guest (with `--rate 0` as fast as it goes) and from it.
 An RTO is counted twice: in the capture at the peer's port, and by the sender's kernel (TCPTimeouts). Linux's shortest RTO is 200 ms, and the
 peer's clock goes on while no machine runs, so a stop longer than that must time out whatever the mechanism does: each run's own stop and
 longest stall stand beside its count.
@@ -30,7 +30,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "netpass postcopy, hold-back": {"mechanism": "netpass", "mode": "postcopy", "parameters": HOLD_BACK},
 }
 SHORTEST_RTO_MS = 200.0
-UP_PPS = 200
+UP_PPS, DOWN_PPS = 200, 500
 BEFORE_S, AFTER_S = 0.5, 1.0
 
 
@@ -55,9 +55,10 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         return bool(self.rtos or any(self.timeouts))
 
 
-def switch(pair: GuestPair, arm: str, hold_ms: float, **plan: Any) -> Row:
+def switch(pair: GuestPair, arm: str, hold_ms: float, *, rate_pps: int, **plan: Any) -> Row:
     """One switchover under bulk data both ways."""
-    with pair.udp(rate_pps=200) as datagrams, pair.tcp() as down, pair.tcp(rate_pps=UP_PPS, direction="from-guest") as up:
+    pace = {"rate_pps": rate_pps} if rate_pps else {}
+    with pair.udp(rate_pps=200) as datagrams, pair.tcp(**pace) as down, pair.tcp(rate_pps=UP_PPS, direction="from-guest") as up:
         pair.succeed(f"sleep {BEFORE_S}")
         record = pair.migrate(hold_ms=hold_ms, **plan)
         pair.succeed(f"sleep {AFTER_S}")
@@ -75,13 +76,13 @@ def switch(pair: GuestPair, arm: str, hold_ms: float, **plan: Any) -> Row:
     )  # fmt: skip
 
 
-def campaign(pair: GuestPair, *, rounds: int, holds_ms: Sequence[float]) -> list[Row]:
+def campaign(pair: GuestPair, *, rounds: int, holds_ms: Sequence[float], rate_pps: int) -> list[Row]:
     rows: list[Row] = []
-    switch(pair, "first", 0.0, mechanism="none")  # the first migration of a process is slower than later ones
+    switch(pair, "first", 0.0, rate_pps=rate_pps, mechanism="none")  # the first migration of a process is slower than later ones
     for turn in range(rounds):
         todo = [(arm, hold, plan) for hold in holds_ms for arm, plan in ARMS.items()]
         for arm, hold, plan in todo if turn % 2 == 0 else reversed(todo):
-            rows.append(switch(pair, arm, hold, **plan))
+            rows.append(switch(pair, arm, hold, rate_pps=rate_pps, **plan))
         print(f"  round {turn + 1} of {rounds}: {sum(row.timed_out for row in rows)} of {len(rows)} runs with an RTO", file=sys.stderr, flush=True)
     return rows
 
@@ -116,11 +117,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.netpass_tcp", description=__doc__)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--holds", type=float, nargs="+", default=[50.0, 300.0], metavar="MS")
+    parser.add_argument("--rate", type=int, default=DOWN_PPS, metavar="PPS", help="blocks of 4096 bytes a second to the guest; 0: as fast as it goes")
     parser.add_argument("--results", type=Path, default=Path("results"), help="where run directories go")
     arguments = parser.parse_args()
     arguments.results.mkdir(parents=True, exist_ok=True)
     with LoopThread() as loop, pair_of("reference", results=arguments.results, loop=loop) as pair:
-        rows = campaign(pair, rounds=arguments.rounds, holds_ms=arguments.holds)
+        rows = campaign(pair, rounds=arguments.rounds, holds_ms=arguments.holds, rate_pps=arguments.rate)
     (arguments.results / "netpass-tcp.json").write_bytes(msgspec.json.format(msgspec.json.encode(rows)))
     show(rows, holds_ms=arguments.holds)
 
