@@ -257,14 +257,15 @@ class Recording:
         if side is None or self._migrations[-1:] == [] or side.port is not self._ports["source"]:
             return
         dropped = sum(counter.count for counter in self._counters if counter.place == "source-tap")
+        reason = ""
         try:
             count = await side.account.missing(deadline=Deadline(_QUIET_S)) - dropped
+            self._counters.append(
+                CounterFacts(name="QEMU (by the receive ring)", place="source-tap", direction="to-guest", count=count, fate="lost_in_qemu")
+            )
         except SwitchoverError as error:
-            self.notes.append(f"what QEMU lost can't be counted: {error.message}")
-            return
-        self._counters.append(
-            CounterFacts(name="QEMU (by the receive ring)", place="source-tap", direction="to-guest", count=count, fate="lost_in_qemu")
-        )
+            reason = f"what QEMU lost can't be counted: {error.message}"
+        self._migrations[-1] = msgspec.structs.replace(self._migrations[-1], undelivered_reason=reason)
 
     async def _count_ports(self) -> None:
         """The increase of each port's drop counter."""

@@ -310,6 +310,7 @@ def _problems(facts: RunFacts, ledgers: dict[str, Ledger]) -> tuple[str, ...]:
     for name, ledger in ledgers.items():
         if ledger.counts.unexplained:
             found.append(f"{name}: {ledger.counts.unexplained} packets unexplained")
+            found += [m.undelivered_reason for m in facts.migrations if m.undelivered_reason and m.undelivered_reason not in facts.notes]
         found += [f"{name}: {problem}" for problem in ledger.problems]
     return tuple(dict.fromkeys(found))
 
