@@ -14,6 +14,7 @@ from pathlib import Path
 
 from harness.builds import resolve_qemu
 from harness.errors import EnvironmentLackError, SwitchoverError, UsageError
+from harness.host.deadline import Deadline
 from harness.migrate.trials import TRIALS, Trial
 from harness.migrate.variety import FAILURES, VARIETY
 from harness.model.matrix import Cell, CellResult, CellVerdict, cell_result
@@ -34,6 +35,8 @@ BETWEEN: tuple[Trial, ...] = (
 )
 """What is tried between two QEMUs, in both directions."""
 EVERYTHING = (*TRIALS, *VARIETY, *FAILURES)
+_LONGEST_CELL_S = 600.0
+"""Of a cell with the boots that it may need first: one that hangs is ended, and costs no more than that."""
 GROUPS = tuple(dict.fromkeys(trial.group for trial in (*EVERYTHING, *BETWEEN)))
 
 
@@ -86,21 +89,33 @@ def _version(text: str) -> tuple[int, ...]:
 
 
 async def run_matrix(
-    cells: Sequence[Cell], *, options: RunOptions, progress: Progress, done: Callable[[list[CellResult]], None], run: Run | None = None
+    cells: Sequence[Cell], *, options: RunOptions, progress: Progress, done: Callable[[list[CellResult]], None], run: Run | None = None,
+    known: Sequence[CellResult] = (), until: Deadline | None = None,
 ) -> list[CellResult]:
-    """Run the cells one after the other; `done` gets all results so far after each, so that an interrupt costs one cell."""
+    """Run the cells one after the other; `done` gets all results so far after each, so that an interrupt costs one cell.
+
+    `known`: cells that are not run again, from an earlier part of the same matrix. After `until` no cell is begun.
+    """
 
     async def real(scenario: Scenario) -> tuple[RunResult, Path]:
         return await run_scenario(scenario, options=options, progress=lambda _: None)
 
-    results: list[CellResult] = []
+    results = {(cell.name, cell.qemu): cell for cell in known}
+
+    def in_order() -> list[CellResult]:
+        return [results[key] for cell in cells if (key := (cell.name, cell.qemu)) in results]
+
     for number, cell in enumerate(cells, 1):
+        if (key := (cell.name, cell.qemu)) in results:
+            continue
+        if until is not None and until.expired:
+            break
         progress(f"{number} of {len(cells)}: {cell.name}, QEMU {cell.qemu}")
-        results.append(await _try(cell, run or real))
-        if results[-1].verdict is not CellVerdict.PASS:
-            progress(f"{cell.name}: {results[-1].verdict}: {results[-1].why.splitlines()[0]}")
-        done(results)
-    return results
+        found = results[key] = await _try(cell, run or real)
+        if found.verdict is not CellVerdict.PASS:
+            progress(f"{cell.name}: {found.verdict}: {(found.why.splitlines() or ['no reason was given'])[0]}")
+        done(in_order())
+    return in_order()
 
 
 async def _try(cell: Cell, run: Run) -> CellResult:
@@ -113,7 +128,7 @@ async def _try(cell: Cell, run: Run) -> CellResult:
     if cell.skip:
         return without(CellVerdict.SKIP, cell.skip)
     try:
-        result, path = await run(cell.scenario)
+        result, path = await Deadline(_LONGEST_CELL_S).wait(run(cell.scenario), awaited=f"the end of {cell.name}")
     except asyncio.CancelledError:
         raise
     except EnvironmentLackError as error:

@@ -11,7 +11,7 @@ import msgspec
 import typer
 
 from harness.cli.waiting import run_to_end
-from harness.errors import TestbedError
+from harness.errors import UsageError
 
 __all__ = ["register"]
 
@@ -29,41 +29,51 @@ def matrix(
     qemu: Annotated[list[str] | None, typer.Option("--qemu", help="A QEMU to run on; more than one: between them too.")] = None,
     list_cells: Annotated[bool, typer.Option("--list", help="Run nothing: say what the cells are.")] = False,
     results: Annotated[Path, typer.Option("--results", help="Where the matrix's folder goes.", envvar="SWITCHOVER_RESULTS")] = Path("results"),
+    resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the matrix in this folder.", metavar="FOLDER")] = None,
+    again: Annotated[bool, typer.Option("--again", help="With --resume: run again what failed, broke or was inconclusive.")] = False,
+    minutes: Annotated[float | None, typer.Option("--minutes", min=0, help="Begin no cell after so many minutes; --resume does the rest.")] = None,
     json: Annotated[bool, typer.Option("--json", help="JSON on standard output, nothing else.")] = False,
 ) -> None:
     """Every way to migrate, on every QEMU at hand and between them: one run for each cell, one table.
 
-    Ends with 1 when a cell failed, 2 when one broke, 5 when one was inconclusive. `matrix.json` is complete after every cell.
+    Ends with 1 when a cell failed, 2 when one broke, 5 when one was inconclusive or not reached. `matrix.json` is complete after every
+    cell: whatever ended a matrix, `--resume` goes on behind the last one.
     """
     from harness.cache import cache_dir
     from harness.cli.progress import reporting
+    from harness.host.deadline import Deadline
     from harness.matrix import plan_matrix, run_matrix
-    from harness.model.matrix import CellResult, CellVerdict, MatrixFacts
+    from harness.model.matrix import UNSETTLED, CellResult, CellVerdict, MatrixFacts
     from harness.report.matrix import matrix_table
     from harness.run import RunOptions
     from harness.store.folders import fresh_folder, fresh_name
+    from harness.store.matrices import read_matrix, write_matrix
 
-    cells = run_to_end(plan_matrix(qemu or _QEMUS, cache=cache_dir(), only=only or []))
+    if resume is not None and (only or qemu):
+        raise UsageError("a matrix goes on with the cells it began with", hint="leave the cells and --qemu out")
+    if again and resume is None:
+        raise UsageError("there is nothing yet to be run again", hint="add --resume FOLDER")
+    before = None if resume is None else read_matrix(resume)
+    qemus, words = (tuple(qemu or _QEMUS), tuple(only or ())) if before is None else (before.qemus, before.only)
+    cells = run_to_end(plan_matrix(qemus, cache=cache_dir(), only=words))
     if list_cells:
         print("\n".join(f"{cell.name}  QEMU {cell.qemu}" + (f"  skipped: {cell.skip}" if cell.skip else "") for cell in cells))
         raise typer.Exit(0)
-    folder = fresh_folder(results, fresh_name("matrix"))
-    began = time.monotonic()
+    folder = resume if resume is not None else fresh_folder(results, fresh_name("matrix"))
+    known = [cell for cell in (before.cells if before is not None else ()) if not (again and cell.verdict in UNSETTLED)]
+    earlier_s, began = before.seconds if before is not None else 0.0, time.monotonic()
 
     def facts(found: list[CellResult]) -> MatrixFacts:
-        return MatrixFacts(planned=len(cells), seconds=time.monotonic() - began, cells=tuple(found))
-
-    def save(found: list[CellResult]) -> None:
-        try:
-            fresh = folder / ".matrix.json.new"
-            fresh.write_bytes(msgspec.json.format(msgspec.json.encode(facts(found)), indent=1) + b"\n")
-            fresh.replace(folder / "matrix.json")
-        except OSError as error:
-            raise TestbedError(f"{folder} can't be written: {error.strerror}", hint="choose another folder with --results") from error
+        seconds = earlier_s + time.monotonic() - began
+        return MatrixFacts(planned=len(cells), seconds=seconds, cells=tuple(found), qemus=qemus, only=words)
 
     with reporting(quiet=json) as progress:
-        options = RunOptions(results=folder, cache=cache_dir(), cold=False)
-        found = run_to_end(run_matrix(cells, options=options, progress=progress, done=save))
+        progress(f"{len(cells)} cells, {len(known)} of them known; they go to {folder}")
+        work = run_matrix(
+            cells, options=RunOptions(results=folder, cache=cache_dir(), cold=False), progress=progress,
+            done=lambda found: write_matrix(folder, facts(found)), known=known, until=None if minutes is None else Deadline(60 * minutes),
+        )  # fmt: skip
+        found = run_to_end(work)
     if json:
         sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(facts(found)), indent=2) + b"\n")
     else:
@@ -71,7 +81,7 @@ def matrix(
         print(folder)
     verdicts = {cell.verdict for cell in found}
     codes = {CellVerdict.FAIL: 1, CellVerdict.BROKE: 2, CellVerdict.INCONCLUSIVE: 5}
-    raise typer.Exit(next((code for verdict, code in codes.items() if verdict in verdicts), 0))
+    raise typer.Exit(next((code for verdict, code in codes.items() if verdict in verdicts), 0 if len(found) == len(cells) else 5))
 
 
 def ping_pong(

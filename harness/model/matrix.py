@@ -10,7 +10,7 @@ import msgspec
 from harness.model.result import RunResult, Verdict
 from harness.model.scenario import Direction, Scenario
 
-__all__ = ["Cell", "CellResult", "CellVerdict", "MatrixFacts", "cell_result"]
+__all__ = ["UNSETTLED", "Cell", "CellResult", "CellVerdict", "MatrixFacts", "cell_result"]
 
 
 class CellVerdict(StrEnum):
@@ -33,6 +33,10 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     skip: str = ""
 
 
+UNSETTLED = frozenset({CellVerdict.FAIL, CellVerdict.INCONCLUSIVE, CellVerdict.BROKE})
+"""Verdicts of cells that may be worth another run."""
+
+
 class CellResult(msgspec.Struct, frozen=True, kw_only=True):
     """What became of a cell: times in milliseconds, None where there is none. `why`: for every verdict but `pass`."""
 
@@ -52,12 +56,17 @@ class CellResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MatrixFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """matrix.json. `planned`: how many cells there are to be; fewer are there when it was interrupted."""
+    """matrix.json. `planned`: how many cells there are to be; fewer are there when it was interrupted.
+
+    `qemus`, `only`: what was asked for, so that it can go on.
+    """
 
     schema_version: Literal[1] = 1
     planned: int
     seconds: float
     cells: tuple[CellResult, ...]
+    qemus: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
 
 
 _VERDICTS = {Verdict.PASS: CellVerdict.PASS, Verdict.FAIL: CellVerdict.FAIL, Verdict.INCONCLUSIVE: CellVerdict.INCONCLUSIVE}

@@ -9,6 +9,7 @@ import pytest
 
 from harness import matrix
 from harness.errors import FeatureLackError, MigrationError, UsageError
+from harness.host.deadline import Deadline
 from harness.matrix import BETWEEN, EVERYTHING, plan_matrix, run_matrix
 from harness.migrate.modes import CAPABILITIES, PARAMETERS
 from harness.migrate.variety import FAILURES, VARIETY
@@ -17,6 +18,7 @@ from harness.model.load import dump_scenario, parse_scenario
 from harness.model.matrix import Cell, CellResult, CellVerdict, MatrixFacts
 from harness.model.scenario import Scenario
 from harness.report.matrix import matrix_table
+from harness.store.matrices import read_matrix, write_matrix
 from harness.vm.discovery import Features, MachineType
 
 ALL = (*EVERYTHING, *BETWEEN)
@@ -113,6 +115,71 @@ def test_what_goes_wrong_with_one_cell_is_its_own_affair():
     assert "ZeroDivisionError: ours" in found[3].why
     assert len(asked) == len(cells) - 1
     assert saved == list(range(1, len(cells) + 1))
+
+
+def lacking(asked: list[str]):
+    """A runner whose every cell lacks something, and says so."""
+
+    async def run(scenario):
+        asked.append(scenario.name)
+        raise FeatureLackError("it lacks")
+
+    return run
+
+
+def test_a_matrix_goes_on_where_it_was_ended():
+    cells = planned("old", only=["transport"])
+    known = [CellResult(name=cells[2].name, group="transport", qemu=cells[2].qemu, verdict=CellVerdict.PASS)]
+    asked: list[str] = []
+    saved: list[list[str]] = []
+    found = asyncio.run(
+        run_matrix(
+            cells, options=None, progress=lambda _: None, done=lambda r: saved.append([c.name for c in r]), run=lacking(asked),  # type: ignore[arg-type]
+            known=known,
+        )
+    )  # fmt: skip
+    names = [cell.name for cell in cells]
+    assert asked == names[:2] + names[3:]
+    assert [cell.name for cell in found] == names
+    assert found[2] is known[0]
+    assert saved[0] == [names[0], names[2]]
+    assert saved[-1] == names
+
+
+def test_no_cell_is_begun_after_the_time_given():
+    asked: list[str] = []
+    cells = planned("old", only=["transport"])
+    found = asyncio.run(
+        run_matrix(cells, options=None, progress=lambda _: None, done=lambda _: None, run=lacking(asked), until=Deadline(0))  # type: ignore[arg-type]
+    )
+    assert (found, asked) == ([], [])
+
+
+def test_a_cell_that_hangs_is_ended_and_the_others_go_on(monkeypatch):
+    monkeypatch.setattr(matrix, "_LONGEST_CELL_S", 0.01)
+    cells = planned("old", only=["transport"])
+
+    async def run(scenario):
+        if scenario.name != cells[0].scenario.name:
+            raise FeatureLackError("it lacks")
+        await asyncio.Event().wait()
+
+    found = asyncio.run(run_matrix(cells, options=None, progress=lambda _: None, done=lambda _: None, run=run))  # type: ignore[arg-type]
+    assert [cell.verdict for cell in found] == [CellVerdict.BROKE] + [CellVerdict.SKIP] * (len(cells) - 1)
+    assert "waiting for the end of transport-unix" in found[0].why
+
+
+def test_what_was_written_is_read_again_and_what_is_not_there_is_refused(tmp_path):
+    cell = CellResult(name="a-b", group="a", qemu="7.2", verdict=CellVerdict.SKIP, why="because")
+    facts = MatrixFacts(planned=3, seconds=1.5, cells=(cell,), qemus=("old", "new"), only=("a",))
+    write_matrix(tmp_path, facts)
+    assert read_matrix(tmp_path) == facts
+    assert [path.name for path in tmp_path.iterdir()] == ["matrix.json"]
+    with pytest.raises(UsageError, match="has no matrix to go on with"):
+        read_matrix(tmp_path / "elsewhere")
+    (tmp_path / "matrix.json").write_text("{}")
+    with pytest.raises(UsageError, match="can't be read"):
+        read_matrix(tmp_path)
 
 
 def test_an_interrupt_is_not_swallowed():
