@@ -16,6 +16,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -23,6 +24,7 @@ import msgspec
 from harness.aftermath import keep_what_there_is, write_timeline
 from harness.builds import QemuInstall
 from harness.capture.bpf import drop_probes_bytecode
+from harness.capture.live import LiveFrame
 from harness.capture.ring import CapturePoint, CaptureSet
 from harness.errors import GuestCrashError, MigrationError, SwitchoverError, TestbedError, UsageError
 from harness.host.deadline import Deadline
@@ -34,7 +36,7 @@ from harness.lab import Lab, LabSettings
 from harness.migrate.account import StopPoint
 from harness.migrate.driver import EndedSide, MigrationRecord
 from harness.model.calibration import CalibrationResult
-from harness.model.facts import CaptureFacts, CounterFacts, MigrationFacts, RunFacts
+from harness.model.facts import CaptureFacts, CounterFacts, MigrationFacts, QueueFacts, RunFacts
 from harness.model.plan import MigrationPlan
 from harness.model.result import GuestIdentity, QemuIdentity, QemuPair
 from harness.model.scenario import InjectSection, Scenario
@@ -162,7 +164,7 @@ class Recording:
         """Stop capturing, write everything down, analyse it. The folder keeps its partial name."""
         end_ns = time.time_ns()
         await self._count_drops()
-        self._collect_leftovers()
+        await self._collect_leftovers()
         captures = await self._stop_captures()
         write_timeline(self._lab, self._directory, end_ns=end_ns)
         self._directory.write_json("traffic/summaries.json", self._summaries)
@@ -210,16 +212,22 @@ class Recording:
         write_frames(path, content, times_ns=times_ns, interface=self._ports[port].name)
         return relative
 
-    def _collect_leftovers(self) -> None:
+    def _sent(self, queues: Sequence[Sequence[LiveFrame]]) -> str:
+        """What was sent to the source's TAP and not delivered, queue by queue."""
+        frames = list(chain.from_iterable(queues))
+        return self._frames("undelivered", [frame.frame for frame in frames], [frame.time_ns for frame in frames])
+
+    async def _collect_leftovers(self) -> None:
         """What waits, now that the traffic has ended, at the TAPs of machines that a fault left without a guest."""
         for ended in self._ended:
-            waiting = read_queue(ended.side.port.fds)
-            found: dict[str, str | None] = {f"{'stranded' if ended.name == 'source' else 'abandoned'}_file": self._frames(
-                "stranded" if ended.name == "source" else "abandoned", waiting, port=ended.name)}
+            waiting = [read_queue([fd]) for fd in ended.side.port.fds]
+            kind = "stranded" if ended.name == "source" else "abandoned"
+            found: dict[str, Any] = {f"{kind}_file": self._frames(kind, list(chain.from_iterable(waiting)), port=ended.name)}
             if ended.name == "source" and self._stop_point is not None:
-                left = ended.side.live.frames(first=self._stop_point.first_undelivered)
-                found["undelivered_file"] = self._frames("undelivered", [f.frame for f in left], [f.time_ns for f in left])
+                left = await ended.side.account.left(self._stop_point)
+                found["undelivered_file"] = self._sent(left)
                 found["taken"] = None  # QEMU may have read on after it was asked: what does not wait was taken
+                found["queues"] = _queues(left, waiting)
             self._migrations[-1] = msgspec.structs.replace(self._migrations[-1], **found)
 
     def _facts_of(self, record: MigrationRecord, plan: MigrationPlan, began_ns: int, names: tuple[str, ...]) -> MigrationFacts:
@@ -228,10 +236,9 @@ class Recording:
 
         undelivered = stranded = passed = None
         if record.stop_point is not None:
-            left = record.source_frames
-            undelivered = self._frames("undelivered", [f.frame for f in left], [f.time_ns for f in left])
+            undelivered = self._sent(record.source_frames)
         if record.stranded is not None:
-            stranded = self._frames("stranded", record.stranded)
+            stranded = self._frames("stranded", list(chain.from_iterable(record.stranded)))
         if moved and record.undelivered_reason:
             self.notes.append(record.undelivered_reason)
         if record.report.passed:
@@ -243,7 +250,8 @@ class Recording:
             destination_info=record.destination_info, migrate_ns=begin.t_ns if begin else None,
             stop_ns=record.stop_ns, resume_ns=record.resume_ns, completed_ns=record.completed_ns,
             undelivered_file=undelivered, undelivered_reason=record.undelivered_reason, stranded_file=stranded,
-            taken=record.stop_point.swallowed if record.stop_point is not None else None, passed_file=passed, survivor=record.survivor,
+            taken=record.stop_point.swallowed if record.stop_point is not None and not record.stop_point.queues else None,
+            queues=_queues(record.source_frames, record.stranded or ()), passed_file=passed, survivor=record.survivor,
             deaths={ended.name: ended.died_ns for ended in record.ended if ended.died_ns is not None},
             figures={name: float(value) for name, value in record.report.figures.items()},
         )  # fmt: skip
@@ -306,6 +314,13 @@ class Recording:
                         direction="to-guest" if at_guest else "from-guest", count=int(entry["socket_drops"]),
                     )
                 )
+
+
+def _queues(left: Sequence[Sequence[LiveFrame]], waiting: Sequence[Sequence[bytes]]) -> tuple[QueueFacts, ...]:
+    """For each of several queues what was left in it; nothing where there is but one, or it is not known what waited."""
+    if len(left) < 2 or len(waiting) != len(left):
+        return ()
+    return tuple(QueueFacts(undelivered=len(frames), waiting=len(rest)) for frames, rest in zip(left, waiting, strict=True))
 
 
 def _identity(qemu: QemuInstall) -> QemuIdentity:

@@ -10,6 +10,7 @@ from harness.analysis.columns import PROBE_MAGIC
 _SO_ATTACH_FILTER = 26
 _PACKET_OUTGOING = 4
 _PKTTYPE = 0xFFFFF004  # SKF_AD_OFF + SKF_AD_PKTTYPE
+_QUEUE = 0xFFFFF018  # SKF_AD_OFF + SKF_AD_QUEUE
 _LOAD, _LOAD_HALF, _LOAD_BYTE, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x28, 0x30, 0x15, 0x35, 0x06
 _ACT_SHOT, _ACT_UNSPEC = 2, 0xFFFFFFFF
 
@@ -39,17 +40,18 @@ def keep_beginnings(sock: socket.socket, *, most_bytes: int) -> None:
     _attach(sock, [(_RETURN, 0, 0, most_bytes)])
 
 
-def let_outgoing_in(sock: socket.socket) -> None:
-    """From now on the socket receives only frames that the host sends out of the interface."""
-    _attach(
-        sock,
-        [
-            (_LOAD_HALF, 0, 0, _PKTTYPE),
-            (_EQUAL, 0, 1, _PACKET_OUTGOING),
-            (_RETURN, 0, 0, 0xFFFFFFFF),
-            (_RETURN, 0, 0, 0),
-        ],
-    )
+def let_outgoing_in(sock: socket.socket, *, queue: int | None = None) -> None:
+    """From now on the socket receives only frames that the host sends out of the interface; with `queue` only those to that queue of it.
+
+    The kernel has chosen the queue when a socket sees a frame, and a TAP goes by it.
+    """
+    tests = [(_PKTTYPE, _PACKET_OUTGOING)] if queue is None else [(_PKTTYPE, _PACKET_OUTGOING), (_QUEUE, queue)]
+    program: list[tuple[int, int, int, int]] = []
+    length = 2 * len(tests) + 2
+    for word, value in tests:
+        program.append((_LOAD_HALF, 0, 0, word))
+        program.append((_EQUAL, 0, length - len(program) - 2, value))
+    _attach(sock, [*program, (_RETURN, 0, 0, 0xFFFFFFFF), (_RETURN, 0, 0, 0)])
 
 
 def drop_probes_bytecode(*, stream: int, first: int, count: int) -> str:

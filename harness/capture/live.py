@@ -49,11 +49,12 @@ class LiveTap:
 
     The socket is AF_PACKET, SOCK_RAW, made with protocol 0 in the interface's namespace; it is taken over. Frames that
     the interface's reader sends (inbound ones) are not kept and not counted. A frame is here before the TAP's reader
-    can have it. Frames that an `Injector` sends to the same interface are among them.
+    can have it. Frames that an `Injector` sends to the same interface are among them. With `queue` it keeps and counts only the
+    frames to that queue of an interface that has several.
     """
 
     def __init__(
-        self, sock: socket.socket, *, interface: str, keep_frames: int = 200_000, keep_bytes: int = 256 << 20
+        self, sock: socket.socket, *, interface: str, queue: int | None = None, keep_frames: int = 200_000, keep_bytes: int = 256 << 20
     ) -> None:
         if sock.getsockname()[1] != 0:
             raise ValueError("the socket must be made with protocol 0")
@@ -66,7 +67,7 @@ class LiveTap:
         self._dropped = 0
         self._lock = threading.Lock()
         try:
-            let_outgoing_in(sock)
+            let_outgoing_in(sock, queue=queue)
             _large_buffer(sock, receive=True)
             self.vnet_header_bytes = _use_vnet_header(sock)
             sock.setsockopt(_SOL_PACKET, _AUXDATA, 1)

@@ -8,7 +8,7 @@ TAP's queue, delivered or not, is told by the TAP's own counter: tun counts a pa
 Frames that take several buffers (mergeable buffers, GSO: TCP in bulk) can't be counted against buffers. Then the lengths in the used
 ring tell them apart: all that QEMU did not read is missing, and of the few that it read last the guest got those whose lengths the
 ring ends with. Where more than one number of them fits and all in question are TCP segments, they are called missing: a mechanism that
-sends them again does no harm, since TCP drops what it has.
+sends them again does no harm, since TCP drops what it has. A TAP with several queues: `harness.migrate.queues`.
 """
 
 from __future__ import annotations
@@ -52,6 +52,9 @@ class StopPoint:
     used_index: int
     doubtful: int = 0
     """Of the frames called undelivered, so many (TCP segments, the oldest ones) may have reached the guest."""
+    queues: tuple[StopPoint, ...] = ()
+    """Of a TAP with several queues: one for each, numbered in its own live view. The fields above say nothing then, and in those of a
+    queue `first_unread` doesn't: the TAP counts what was read from all of them together."""
 
     @property
     def swallowed(self) -> int:
@@ -87,14 +90,15 @@ def missing_by_lengths(
 
 
 class FrameAccount:
-    """The account of one machine's TAP (one queue). `tap` has seen every frame to it."""
+    """The account of one machine's TAP, or with `pair` of that queue of it. `tap` has seen every frame to it."""
 
-    def __init__(self, machine: Machine, tap: LiveTap, *, network: Network, port: Port, nic: str) -> None:
+    def __init__(self, machine: Machine, tap: LiveTap, *, network: Network, port: Port, nic: str, pair: int | None = None) -> None:
         self._machine = machine
         self._tap = tap
         self._network = network
         self._port = port
         self._nic = nic
+        self._pair = pair
         self._filter: ReceiveFilter | None = None
         self._offset: int | None = None  # (frames that passed since then - buffers used) mod 65536, nothing missing
         self._suspended: int | None = None
@@ -112,13 +116,13 @@ class FrameAccount:
 
     async def sync(self, *, deadline: Deadline) -> None:
         """Begin the account in a quiet moment: nothing arrives for some readings, and all that did was dealt with."""
-        if len(self._port.fds) > 1:
+        if len(self._port.fds) > 1 and self._pair is None:
             raise TestbedError(f"{self._port.name} has {len(self._port.fds)} queues, and the account follows one")
         self._offset, self.reason = None, "no quiet moment was found"
         self._filter = await read_receive_filter(self._machine, nic=self._nic)
         while True:
             before = self._tap.drain()
-            rings = [await read_receive_ring(self._machine, nic=self._nic) for _ in range(_CALM_READINGS)]
+            rings = [await self._ring() for _ in range(_CALM_READINGS)]
             counters = await self._network.counters(self._port)
             if self._tap.drain() == before and len({ring.used_index for ring in rings}) == 1:
                 self._begin(before)
@@ -146,6 +150,18 @@ class FrameAccount:
         self._offset = -stop.used_index % _INDEX_MODULUS
         self._read_before = source._read_before if same_tap else 0
 
+    async def left(self, stop: StopPoint) -> list[list[LiveFrame]]:
+        """What was sent to each queue and not delivered, from a machine's stop until now."""
+        return [self._tap.frames(first=stop.first_undelivered)]
+
+    @property
+    def taps(self) -> tuple[LiveTap, ...]:
+        """Live views of its own, to be closed with it."""
+        return ()
+
+    async def _ring(self, *, lengths: bool = False) -> ReceiveRing:
+        return await read_receive_ring(self._machine, nic=self._nic, pair=self._pair or 0, lengths=lengths)
+
     async def missing(self, *, deadline: Deadline) -> int:
         """How many frames of one buffer each were sent since the account began and never came to the ring; waits for a quiet moment.
 
@@ -157,7 +173,7 @@ class FrameAccount:
         self._filter = await read_receive_filter(self._machine, nic=self._nic)
         while True:
             before = self._tap.drain()
-            rings = [await read_receive_ring(self._machine, nic=self._nic) for _ in range(_CALM_READINGS)]
+            rings = [await self._ring() for _ in range(_CALM_READINGS)]
             if self._tap.drain() == before and len({ring.used_index for ring in rings}) == 1:
                 break
             if deadline.expired:
@@ -210,7 +226,7 @@ class FrameAccount:
             raise TestbedError(f"the live capture of {self._tap.interface} dropped {self._tap.dropped} frames")
         # A guest that changed its filter since (it joined a group, say) did so before frames came for it.
         self._filter = await read_receive_filter(self._machine, nic=self._nic)
-        ring = await read_receive_ring(self._machine, nic=self._nic)
+        ring = await self._ring()
         end = self._tap.drain()  # frames that arrive from here on are missing too, but belong to no figure below
         counters = await self._network.counters(self._port)
         first_unread = counters.tx_packets - self._read_before
@@ -219,15 +235,18 @@ class FrameAccount:
         doubtful = 0
         if self._countable:
             missing = (self._passed - ring.used_index - self._offset) % _INDEX_MODULUS
+        elif self._pair is not None:
+            raise TestbedError("frames of several buffers passed, and several queues: what was read from which of them is not known")
         else:
             # From the guest's memory, which is live where a destination shares it: not read unless it is needed.
-            ring = await read_receive_ring(self._machine, nic=self._nic, lengths=True)
+            ring = await self._ring(lengths=True)
             missing, doubtful = missing_from_ring(ring, recent, stop_ns=stop_ns, first_unread=first_unread)
         if missing > len(recent):
             raise TestbedError(f"{missing} frames are missing, more than the {len(recent)} that were kept")
+        first_undelivered = recent[-missing].number if missing else end
         return StopPoint(
-            first_undelivered=recent[-missing].number if missing else end,
-            first_unread=first_unread, used_index=ring.used_index, doubtful=doubtful,
+            first_undelivered=first_undelivered, first_unread=first_unread if self._pair is None else first_undelivered,
+            used_index=ring.used_index, doubtful=doubtful,
         )  # fmt: skip
 
 

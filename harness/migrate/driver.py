@@ -57,8 +57,8 @@ class MigrationRecord:
     `failure`: why it did not end as planned; empty if it did. `survivor`: "source", "destination", or "" when the guest runs nowhere.
     `ended`: only after a fault. `destination_info`: what the destination's own query-migrate said at the end. `stop_point`: where the
     source's guest stopped receiving (None when it can't be known; `undelivered_reason` then says why). `source_frames`: what was sent to
-    the source's TAP from there on; `stranded`: what was read back from its queue, None when it was not read back (the guest did not move,
-    or the destination reads that queue now).
+    the source's TAP from there on, for each of its queues; `stranded`: what was read back from each, None when it was not read back (the
+    guest did not move, or the destination reads that queue now).
     """
 
     status: str
@@ -70,8 +70,8 @@ class MigrationRecord:
     report: Report
     stop_point: StopPoint | None = None
     undelivered_reason: str = ""
-    source_frames: tuple[LiveFrame, ...] = ()
-    stranded: tuple[bytes, ...] | None = None
+    source_frames: tuple[tuple[LiveFrame, ...], ...] = ()
+    stranded: tuple[tuple[bytes, ...], ...] | None = None
     destination_info: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = field(default=())
     failure: str = ""
@@ -355,7 +355,7 @@ class MigrationDriver:
 
     async def _conclude(self, status: str, info: dict[str, Any], failure: str) -> MigrationRecord:
         stop, reason = None, "the source runs on"
-        stranded: tuple[bytes, ...] | None = None
+        stranded: tuple[tuple[bytes, ...], ...] | None = None
         moved = status == "completed" and self._way.moves
         destination_info: dict[str, Any] = {}
         if moved:
@@ -363,7 +363,7 @@ class MigrationDriver:
                 await self._resumed
             stop, reason = await self._evidence_of_the_ring()
             await self._follow_the_account(stop)
-            self._context.stop_point = stop
+            self._context.stop_point = stop if stop is not None and not stop.queues else None
             destination_info = await self._destination.machine.qmp.command("query-migrate")
         report = await self._mechanism.finish(self._context)
         if moved:
@@ -375,7 +375,7 @@ class MigrationDriver:
             resume_ns=self._resume_ns if moved else self._source_resume_ns(),
             completed_ns=next((t for name, t in self._statuses if name in _ENDED), None),
             report=report, stop_point=stop, undelivered_reason=reason,
-            source_frames=tuple(self._source.live.frames(first=stop.first_undelivered)) if stop is not None else (),
+            source_frames=tuple(map(tuple, await self._source.account.left(stop))) if stop is not None else (),
             stranded=stranded, destination_info=destination_info, notes=tuple(self._notes), failure=failure,
             survivor="destination" if moved else "source",
         )
@@ -390,7 +390,7 @@ class MigrationDriver:
             reason = "" if stop is not None else "the source died, and was not asked before"
         elif survivor is not source:
             stop, reason = await self._evidence_of_the_ring()
-        self._context.stop_point = stop
+        self._context.stop_point = stop if stop is not None and not stop.queues else None
         if self._resumed is not None:
             with contextlib.suppress(SwitchoverError):  # it may have spoken to the dead
                 await self._resumed
@@ -443,8 +443,8 @@ class MigrationDriver:
         except SwitchoverError as error:
             return None, error.message
 
-    async def _close_source(self, *, read: bool = True) -> tuple[bytes, ...] | None:
-        """End the source machine and (with `read`) read back what still waits in its TAP's queues, unless the destination does."""
+    async def _close_source(self, *, read: bool = True) -> tuple[tuple[bytes, ...], ...] | None:
+        """End the source machine and (with `read`) read back what still waits in each of its TAP's queues, unless the destination does."""
         machine = self._source.machine
         try:
             await machine.qmp.command("quit", deadline=Deadline(2.0))
@@ -452,6 +452,8 @@ class MigrationDriver:
         except TestbedError:
             pass  # it is killed below, which for a machine that is done makes no difference
         await machine.close()
-        return tuple(read_queue(self._source.port.fds)) if read and not self._mechanism.keeps_port else None
+        if not read or self._mechanism.keeps_port:
+            return None
+        return tuple(tuple(read_queue([fd])) for fd in self._source.port.fds)
 
 

@@ -11,7 +11,7 @@ from harness.model.result import GuestIdentity, QemuPair
 from harness.model.scenario import Scenario
 from harness.model.streams import TcpStream, UdpStream, Witness
 
-__all__ = ["CaptureFacts", "CounterFacts", "MigrationFacts", "RunFacts"]
+__all__ = ["CaptureFacts", "CounterFacts", "MigrationFacts", "QueueFacts", "RunFacts"]
 
 
 class _Facts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -38,6 +38,13 @@ class CounterFacts(_Facts, frozen=True, kw_only=True):
     fate: str | None = None
 
 
+class QueueFacts(_Facts, frozen=True, kw_only=True):
+    """One of several queues of the source's TAP: how many frames to it were not delivered, and how many of them waited in it at the end."""
+
+    undelivered: int
+    waiting: int
+
+
 class MigrationFacts(_Facts, frozen=True, kw_only=True):
     """One migration as QEMU told it; times are host nanoseconds. Frame files are relative to the run directory.
 
@@ -47,7 +54,8 @@ class MigrationFacts(_Facts, frozen=True, kw_only=True):
     the machines (`trace-NAME.jsonl`); empty: there was one machine, or the run is older than this field. `deaths`: when a machine
     ("source", "destination") died with the guest in it; `abandoned_file`: what was read back at the end from the TAP of a destination
     in which the guest runs no more. `survivor`: where it ran after the migration; empty: nowhere. `taken`: so many of the
-    undelivered frames, the first ones, the source had read from its TAP, by the TAP's own counter; None: not known.
+    undelivered frames, the first ones, the source had read from its TAP, by the TAP's own counter; None: not known. `queues`: of a TAP
+    with several; both files then have the frames queue by queue.
     """
 
     mode: str
@@ -70,6 +78,7 @@ class MigrationFacts(_Facts, frozen=True, kw_only=True):
     undelivered_file: str | None = None
     undelivered_reason: str = ""
     taken: int | None = None
+    queues: tuple[QueueFacts, ...] = ()
     stranded_file: str | None = None
     passed_file: str | None = None
     survivor: str = ""

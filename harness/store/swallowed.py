@@ -12,7 +12,7 @@ import numpy as np
 
 from harness.analysis.columns import Columns
 from harness.analysis.evidence import ProbeSet
-from harness.model.facts import MigrationFacts, RunFacts
+from harness.model.facts import MigrationFacts, QueueFacts, RunFacts
 from harness.store.frames import probes_of, read_frames
 from harness.store.rundir import RunDirectory
 
@@ -37,21 +37,26 @@ def find_swallowed(run: RunDirectory, facts: RunFacts, migration: MigrationFacts
     if migration.undelivered_file is None or migration.stranded_file is None:
         return None
     undelivered = read_frames(run.path / migration.undelivered_file)
-    count = migration.taken
     waiting = len(read_frames(run.path / migration.stranded_file))
-    if count is None:  # older runs: the queue held all that QEMU had not read, unless it overflowed
-        count = max(0, len(undelivered) - waiting)
+    queues = migration.queues or (QueueFacts(undelivered=len(undelivered), waiting=waiting),)
 
-    def probes(first: int, last: int) -> ProbeSet:
-        return probes_of(_rows(undelivered, first, last), nonce=facts.nonce)
+    def probes(ranges: list[tuple[int, int]]) -> ProbeSet:
+        return frozenset().union(*(probes_of(_rows(undelivered, first, last), nonce=facts.nonce) for first, last in ranges))
 
-    every = probes(0, count)
+    every, parked, purged = list[tuple[int, int]](), list[tuple[int, int]](), list[tuple[int, int]]()
+    first = 0
+    for queue in queues:
+        # Without the TAP's own counter (older runs, several queues): the queue held all that QEMU had not read, unless it overflowed.
+        count = migration.taken if migration.taken is not None and not migration.queues else max(0, queue.undelivered - queue.waiting)
+        every.append((first, first + count))
+        if count:
+            parked.append((first + count - (1 if queue.waiting else 0), first + count))
+            purged.append((first, first + count - 1))
+        first += queue.undelivered
     if migration.mechanism not in _STOCK:
-        return Swallowed(every=every, parked=frozenset(), purged=frozenset(), figures={})
-    parked = 1 if count and waiting else 0
-    purged = count - 1 if count else 0
-    figures = {"purged_frames": float(purged), "parked_frames": float(parked)}
-    return Swallowed(every=every, parked=probes(count - parked, count), purged=probes(0, purged), figures=figures)
+        return Swallowed(every=probes(every), parked=frozenset(), purged=frozenset(), figures={})
+    figures = {f"{name}_frames": float(sum(last - at for at, last in ranges)) for name, ranges in (("purged", purged), ("parked", parked))}
+    return Swallowed(every=probes(every), parked=probes(parked), purged=probes(purged), figures=figures)
 
 
 def _rows(columns: Columns, first: int, last: int) -> Columns:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import socket
 import struct
 
 import pytest
-from scapy.layers.inet import IP, TCP
+from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import Ether
 
 from harness.capture.live import Injector, LiveTap
@@ -18,6 +20,7 @@ from harness.host.tap import allow_super_frames, queue_is_empty, read_queue
 from harness.host.warden import Warden
 
 MAC = "52:54:00:77:00:02"
+TUNSETQUEUE, IFF_ATTACH_QUEUE, IFF_DETACH_QUEUE = 0x400454D9, 0x0200, 0x0400
 
 
 def frame(number: int, *, to: str = MAC) -> bytes:
@@ -132,6 +135,44 @@ def test_the_live_view_sees_what_waits_in_the_queue(run):
 
     seen, waiting = run(body())
     assert seen == waiting == list(range(50))
+
+
+def test_the_view_of_a_queue_sees_what_its_reader_gets_and_nothing_else(run):
+    """Also after a queue was given up and taken again, as a guest does it that changes how many it uses."""
+
+    def flows(round_: int) -> list[bytes]:
+        return [
+            bytes(Ether(dst=MAC, src="52:54:00:77:00:01") / IP(src="10.77.0.1", dst="10.77.0.2") / UDP(sport=1000 + number, dport=round_) / b"x")
+            for number in range(64)
+        ]
+
+    def attach(fd: int, flag: int) -> None:
+        fcntl.ioctl(fd, TUNSETQUEUE, struct.pack("16xH22x", flag))
+
+    async def body():
+        async with Warden() as warden, Network(warden) as network:
+            await network.start()
+            port = await network.add_tap("sw-a", queues=4)
+            with contextlib.ExitStack() as open_:
+                views = [open_.enter_context(LiveTap(await network.packet_socket(), interface="sw-a", queue=queue)) for queue in range(4)]
+                whole = open_.enter_context(LiveTap(await network.packet_socket(), interface="sw-a"))
+                injector = open_.enter_context(Injector(await network.packet_socket(), interface="sw-a"))
+                found = []
+                for round_, used in enumerate((4, 1, 2, 4, 3), start=1):
+                    for queue in range(1, 4):
+                        with contextlib.suppress(OSError):  # it is as it should be
+                            attach(port.fds[queue], IFF_ATTACH_QUEUE if queue < used else IFF_DETACH_QUEUE)
+                    begins = [view.drain() for view in (*views, whole)]
+                    for each in flows(round_):
+                        injector.send(bytes(12), each, deadline_ns=2**62)
+                    seen = [[f.frame for f in view.frames(first=first)] for view, first in zip((*views, whole), begins, strict=True)]
+                    found.append((used, seen, [read_queue([fd]) for fd in port.fds]))
+                return found
+
+    for round_, (used, seen, got) in enumerate(run(body()), start=1):
+        assert seen[:4] == got
+        assert sorted(seen[4]) == sorted(flows(round_))
+        assert [bool(frames) for frames in got] == [queue < used for queue in range(4)]
 
 
 def test_the_peers_namespace_reaches_the_bridge(run):

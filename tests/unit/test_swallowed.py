@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from bundle_factory import START, STEP, facts_of, lab_frame, make_run
 
-from harness.model.facts import CounterFacts, MigrationFacts
+from harness.model.facts import CounterFacts, MigrationFacts, QueueFacts
 from harness.model.result import Outcome
 from harness.store.analyze import analyze_run
 from harness.store.frames import write_frames
@@ -56,6 +56,26 @@ def test_a_run_from_before_the_counter_goes_by_the_queues_length(tmp_path):
     run = run_with(tmp_path, undelivered=range(100, 120), waiting=range(101, 120), taken=None)
     counts = analyze_run(run).ledgers["udp"].counts
     assert (counts.lost_in_qemu, counts.unexplained) == (1, 0)
+
+
+def test_of_several_queues_each_has_its_own_parked_and_purged_frames(tmp_path):
+    """Packets 100 to 105 went to the first queue, 110 to 114 to the second, 118 to the third; 100 was purged, 101 and 110 parked, 118 taken."""
+    run = run_with(tmp_path, undelivered=range(0), waiting=range(0), taken=None)
+    facts = run.facts()
+    queues = (QueueFacts(undelivered=6, waiting=4), QueueFacts(undelivered=5, waiting=4), QueueFacts(undelivered=1, waiting=0))
+    (migration,) = facts.migrations
+    run.write_json("run.json", msgspec.structs.replace(facts, migrations=(msgspec.structs.replace(migration, queues=queues),)))
+    undelivered, waiting = [*range(100, 106), *range(110, 115), 118], [*range(102, 106), *range(111, 115)]
+    for name, seqs in (("undelivered", undelivered), ("stranded", waiting)):
+        times = [START + seq * STEP for seq in seqs]
+        write_frames(run.path / "capture" / f"{name}.pcapng", [lab_frame(seq) for seq in seqs], times_ns=times, interface="tap")
+    found = analyze_run(run)
+    ledger = found.ledgers["udp"]
+    reasons = {seq: ledger.explain(seq).reason.partition(":")[0] for seq in (100, 101, 110, 118)}
+    assert reasons == {100: "purged", 101: "parked", 110: "parked", 118: reasons[118]}
+    assert reasons[118].startswith("QEMU took it")
+    assert (ledger.counts.lost_in_qemu, ledger.counts.stranded_at_source) == (4, 8)
+    assert (found.result.figures["purged_frames"], found.result.figures["parked_frames"]) == (1, 2)
 
 
 @pytest.mark.parametrize("mechanism", ["netpass", "redirect"])

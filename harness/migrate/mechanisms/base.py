@@ -53,7 +53,7 @@ class SwitchContext:
     resume_ns: int | None = None
     """When the destination began to run, once it has."""
     stop_point: StopPoint | None = None
-    """Where the source's guest stopped receiving; known when `finish` is called, if it can be known at all."""
+    """Where the source's guest stopped receiving; known when `finish` is called, if it can be known at all and the NIC has one queue."""
 
 
 @dataclass(frozen=True)
