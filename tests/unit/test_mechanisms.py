@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import struct
+
 import msgspec
 import pytest
 
+from harness.capture.live import LiveFrame
 from harness.errors import FeatureLackError, UsageError
 from harness.migrate.checks import check_plan
 from harness.migrate.mechanisms import MECHANISMS, make_mechanism
 from harness.migrate.mechanisms.base import Mechanism
+from harness.migrate.mechanisms.tap_handover import _has_flood_copy
 from harness.model.plan import MigrationPlan
 from harness.model.scenario import KNOWN_MECHANISMS, MigrationMode, NetworkSection, Scenario
 from harness.vm.argv import MachineSpec, NicSpec, machine_argv
@@ -132,3 +136,18 @@ def test_guest_memory_in_a_file_is_shared():
     argv = " ".join(machine_argv(msgspec.structs.replace(SPEC, memory_file="/dev/shm/a.ram")))
     assert "-machine q35,memory-backend=pc.ram" in argv
     assert "-object memory-backend-file,id=pc.ram,size=256M,mem-path=/dev/shm/a.ram,share=on" in argv
+
+
+def flooded(*, header: bytes, checksum: bytes, time_ns: int, payload: bytes = b"payload") -> LiveFrame:
+    return LiveFrame(0, time_ns, header, bytes(40) + checksum + payload)
+
+
+def test_copies_of_a_broadcast_are_known_whether_or_not_their_checksums_are_filled_in():
+    open_ = struct.pack("=BBHHHHH", 1, 0, 0, 0, 34, 6, 0)
+    at_source = flooded(header=open_, checksum=b"\x12\x34", time_ns=1_000)
+    filled_in = flooded(header=bytes(12), checksum=b"\xab\xcd", time_ns=2_000)
+    assert _has_flood_copy(filled_in, [at_source])
+    assert _has_flood_copy(at_source, [filled_in])
+    assert not _has_flood_copy(filled_in, [flooded(header=open_, checksum=b"\x12\x34", time_ns=1_000, payload=b"another")])
+    assert not _has_flood_copy(filled_in, [flooded(header=bytes(12), checksum=b"\x12\x34", time_ns=1_000)])
+    assert not _has_flood_copy(filled_in, [flooded(header=open_, checksum=b"\x12\x34", time_ns=1_000_000_000)])
