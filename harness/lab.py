@@ -33,11 +33,11 @@ from harness.host.migration_link import LinkShape
 from harness.host.network import MANAGEMENT_BRIDGE, Network, Port
 from harness.host.vhost import count_vhost_workers
 from harness.host.warden import SCRATCH, Warden
-from harness.migrate.account import FrameAccount
 from harness.migrate.driver import MigrationDriver, MigrationRecord
 from harness.migrate.mechanisms import make_mechanism
 from harness.migrate.mechanisms.base import Report, Side
 from harness.migrate.obstacles import with_obstacle
+from harness.migrate.queues import make_account
 from harness.migrate.ways.cpr_transfer import cpr_channel
 from harness.model.addresses import MOBILE, PEER, PREFIX4, PREFIX6, Addresses
 from harness.model.events import Event, Timeline
@@ -51,6 +51,7 @@ from harness.vm.disk import make_disk
 from harness.vm.image import GuestImage
 from harness.vm.logs import LabLogs
 from harness.vm.machine import Machine
+from harness.vm.root_disk import RootDisk, copy_root
 from harness.vm.warm import save_state, state_loaded, warm_state
 
 __all__ = ["Lab", "LabSettings"]
@@ -59,6 +60,7 @@ NIC = "net0"
 MANAGEMENT_NIC = "mgmt0"
 PEER_PORT = "sw-peer"
 DISK = SCRATCH / "disk"
+ROOT = SCRATCH / "root"
 DISK_BYTES = 64 << 20
 TCG_CPU = "qemu64,+rdrand"
 """Without rdrand a cold guest waits for the kernel's randomness before SSH answers."""
@@ -111,6 +113,7 @@ class LabSettings(msgspec.Struct, frozen=True, kw_only=True):
     shared_memory: bool = False
     aux_ram_share: bool = False
     disk: DiskFormat = DiskFormat.NONE
+    root: RootDisk | None = None
     dirty_mib_s: float = 0.0
     dirty_mib: int = 64
     static_neighbours: bool = True
@@ -135,11 +138,12 @@ class LabSettings(msgspec.Struct, frozen=True, kw_only=True):
             name=name, argv_prefix=qemu.argv_prefix, data_dirs=qemu.data_dirs, accelerator=self.accelerator,
             machine=self.machine, cpu=self.cpu or ("host" if self.accelerator == "kvm" else TCG_CPU),
             memory_mib=parse_size(self.memory) >> 20, vcpus=self.vcpus, kernel=str(self.image.kernel),
-            initrd=str(self.image.initrd), append=KERNEL_ARGUMENTS, nics=tuple(nics), extra=tuple(extra),
+            initrd=str(self.root.initrd if self.root is not None and moves else self.image.initrd), append=KERNEL_ARGUMENTS, nics=tuple(nics), extra=tuple(extra),
             migration_devices=self.migration_devices if moves else (),
             memory_file=str(SCRATCH / f"memory-{name}") if self.shared_memory else None,
             aux_ram_share=self.aux_ram_share and self.shared_memory,
             disk=None if self.disk is DiskFormat.NONE else DiskSpec(path=str(DISK), format=str(self.disk)),
+            root=DiskSpec(path=str(ROOT)) if self.root is not None and moves else None,
         )  # fmt: skip
 
 
@@ -192,11 +196,13 @@ class Lab:
             await self._start_namespace_peer()
         if self.settings.disk is not DiskFormat.NONE:
             await make_disk(self.warden, DISK, format=self.settings.disk, size_bytes=DISK_BYTES)
+        if self.settings.root is not None:
+            await copy_root(self.warden, self.settings.root.disk, ROOT)
         mobile_port, mobile_taps = await self._plug("m0", queues=self.settings.queues)
         mobile = self._machine("m0", "source", self.settings.source, MOBILE, queues=self.settings.queues)
         # The live view begins before the guest runs, so that no frame to it is unseen.
         live = await self._watch(mobile_port)
-        self.mobile_side = Side(mobile, mobile_port, live, FrameAccount(mobile, live, network=self.network, port=mobile_port, nic=NIC))
+        self.mobile_side = await self._side(mobile, mobile_port, live)
         guests = [self._bring_up(mobile, mobile_taps, MOBILE, PEER, deadline=deadline)]
         self.endpoints["mobile"] = GuestEndpoint("mobile", mobile.agent)
         if self.settings.peer is Peer.GUEST:
@@ -286,10 +292,18 @@ class Lab:
             taps[f"extra{number}"] = extra.fds
         return port, taps
 
-    async def _watch(self, port: Port) -> LiveTap:
-        live = LiveTap(await self.network.packet_socket(), interface=port.name)
+    async def _watch(self, port: Port, *, queue: int | None = None) -> LiveTap:
+        live = LiveTap(await self.network.packet_socket(), interface=port.name, queue=queue)
         self._live.append(live)
         return live
+
+    async def _side(self, machine: Machine, port: Port, live: LiveTap, *, shared: tuple[LiveTap, ...] | None = None) -> Side:
+        """A side with its account; `shared`: views of the port's queues that are there already."""
+
+        async def watch(queue: int) -> LiveTap:
+            return shared[queue] if shared else await self._watch(port, queue=queue)
+
+        return Side(machine, port, live, await make_account(machine, live, network=self.network, port=port, nic=NIC, watch=watch))
 
     async def _start_namespace_peer(self) -> None:
         self.peer_port = await self.network.add_peer_namespace(
@@ -367,6 +381,8 @@ class Lab:
             await network.start(mtu=self.settings.mtu)
             if spec.disk is not None:
                 await make_disk(warden, DISK, format=spec.disk.format, size_bytes=DISK_BYTES)
+            if spec.root is not None and self.settings.root is not None:
+                await copy_root(warden, self.settings.root.disk, ROOT)
             taps = {nic.id: (await network.add_tap(f"warm-{nic.id}", queues=nic.queues)).fds for nic in spec.nics}
             machine = Machine(plain, role="warm", warden=warden, timeline=Timeline())
             deadline = Deadline(self.settings.boot_s)
@@ -385,9 +401,6 @@ class Lab:
         assert self.mobile_side is not None
         account = self.mobile_side.account
         if account.synchronised:
-            return
-        if self.settings.queues > 1:
-            account.reason = f"the account follows one receive queue, and the NIC has {self.settings.queues}"
             return
         try:
             await account.sync(deadline=deadline.within(5.0))
@@ -431,7 +444,7 @@ class Lab:
         )
         features = await discover(self.settings.destination, cache=self.settings.cache)
         machine.spec = mechanism.destination_spec(machine.spec, features=features)
-        destination = Side(machine, port, live, FrameAccount(machine, live, network=self.network, port=port, nic=NIC))
+        destination = await self._side(machine, port, live, shared=source.account.taps if mechanism.keeps_port else None)
         machine.spec = self._destination_spec(machine.spec, source.machine.spec, plan)
         if "block" in plan.capabilities and machine.spec.disk is not None:  # which the stream fills
             machine.spec = msgspec.structs.replace(machine.spec, disk=msgspec.structs.replace(machine.spec.disk, path=f"{DISK}-{name}"))
@@ -506,7 +519,7 @@ class Lab:
         machine = self._machine(name, "destination", self.settings.destination, MOBILE, queues=self.settings.queues, incoming=True)
         machine.spec = msgspec.structs.replace(machine.spec, paused=True)
         await machine.start(taps, deadline=deadline.within(20.0))
-        return Side(machine, port, live, FrameAccount(machine, live, network=self.network, port=port, nic=NIC))
+        return await self._side(machine, port, live)
 
     async def moved_to(self, side: Side, *, deadline: Deadline) -> None:
         """The mobile guest runs on this side from now on, and its agent answers there."""
@@ -518,9 +531,9 @@ class Lab:
     def _give_back(self, *, keep: Side) -> None:
         """Close what machines of earlier migrations hold: until the next one begins somebody may want to look at it."""
         for side in self._ended:
-            if side.live is not keep.live:
-                side.live.close()
-                self._live.remove(side.live)
+            for live in {side.live, *side.account.taps}.difference({keep.live, *keep.account.taps}):
+                live.close()
+                self._live.remove(live)
             if side.port is not keep.port:
                 self.network.remove(side.port)
             for name in ("mg", *(f"x{number}" for number in range(self.settings.extra_nics))):

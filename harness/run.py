@@ -29,7 +29,7 @@ from harness.migrate.checks import check_host, check_plan
 from harness.model.calibration import CalibrationResult
 from harness.model.plan import MigrationPlan
 from harness.model.result import RunResult
-from harness.model.scenario import MigrationMode, Scenario
+from harness.model.scenario import MigrationMode, Root, Scenario
 from harness.model.streams import plan_traffic
 from harness.recording import Recording
 from harness.store.index import Index, results_folder
@@ -40,6 +40,7 @@ from harness.vm.image import GuestImage, build_image, load_image
 from harness.vm.logs import LabLogs
 from harness.vm.migration_devices import nic_properties, slow_device
 from harness.vm.nic import guest_nic_properties
+from harness.vm.root_disk import RootDisk, root_disk
 from harness.vm.warm import state_uri
 
 __all__ = ["RunOptions", "prepare", "run_scenario"]
@@ -73,13 +74,14 @@ async def prepare(scenario: Scenario, *, options: RunOptions, progress: Progress
     )
     check_plan(plan, scenario=scenario, source=features[0], destination=features[-1], accelerator=accelerator)
     image = await _image(scenario, options, progress)
+    root = await _root(scenario, image, options, progress) if scenario.guest.root is Root.DISK else None
     return LabSettings(
         source=source, destination=destination, accelerator=accelerator, accelerator_reason=reason, image=image, cache=options.cache,
         memory=scenario.guest.memory, vcpus=scenario.guest.vcpus, machine=scenario.guest.machine,
         cpu=scenario.guest.cpu, peer=scenario.network.peer, mtu=scenario.network.mtu, queues=scenario.network.queues,
         vhost=scenario.network.vhost, management=scenario.guest.management,
         shared_memory=scenario.guest.shared_memory, aux_ram_share=all(side.has("cpr-transfer") for side in features), disk=scenario.guest.disk,
-        dirty_mib_s=scenario.guest.dirty_mib_s, dirty_mib=scenario.guest.dirty_mib,
+        root=root, dirty_mib_s=scenario.guest.dirty_mib_s, dirty_mib=scenario.guest.dirty_mib,
         static_neighbours=scenario.network.static_neighbours, destination_port=scenario.network.destination_port,
         enabled_queues=scenario.network.enabled_queues, nic_properties=nic_properties(scenario.network)[0],
         guest_nic_properties=guest_nic_properties(scenario.network), topology=scenario.network.topology, extra_nics=scenario.network.extra_nics,
@@ -97,6 +99,11 @@ async def _image(scenario: Scenario, options: RunOptions, progress: Progress) ->
     kernel = Path(scenario.guest.kernel) if scenario.guest.kernel else None
     modules = Path(scenario.guest.modules) if scenario.guest.modules else None
     return await build_image(cache=options.cache, kernel=kernel, modules=modules, progress=progress)
+
+
+async def _root(scenario: Scenario, image: GuestImage, options: RunOptions, progress: Progress) -> RootDisk:
+    kernel, modules = (Path(name) if name else None for name in (scenario.guest.kernel, scenario.guest.modules))
+    return await root_disk(image, cache=options.cache, kernel=kernel, modules=modules, progress=progress)
 
 
 async def run_scenario(scenario: Scenario, *, options: RunOptions, progress: Progress) -> tuple[RunResult, Path]:

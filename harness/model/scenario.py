@@ -77,6 +77,11 @@ class DiskFormat(StrEnum):
     QCOW2 = "qcow2"
 
 
+class Root(StrEnum):
+    INITRAMFS = "initramfs"
+    DISK = "disk"
+
+
 class Topology(StrEnum):
     """`two-bridges`: each machine on a bridge of its own, as on two hosts; a third one joins them and has the peer.
 
@@ -165,7 +170,8 @@ class GuestSection(_Section, frozen=True):
     """`memory`: size such as "256M". `machine`: QEMU machine type. `kernel`, `modules`, `image`: instead of the shipped ones.
 
     `shared_memory`: keep it in a file that a destination on the same host can map (for x-ignore-shared and cpr-transfer).
-    `disk`: a virtio disk of 64 MiB. `dirty_mib_s`: the guest writes to `dirty_mib` of its memory at this rate, so that precopy has
+    `disk`: a virtio disk of 64 MiB. `root`: what the mobile guest runs from; "disk": a disk image with an ext4 file system (mounted
+    read-only), which source and destination share. `dirty_mib_s`: the guest writes to `dirty_mib` of its memory at this rate, so that precopy has
     something to chase.
     """
 
@@ -180,6 +186,7 @@ class GuestSection(_Section, frozen=True):
     slow_device: SlowDeviceSection | None = None
     shared_memory: bool = False
     disk: DiskFormat = DiskFormat.NONE
+    root: Root = Root.INITRAMFS
     dirty_mib_s: Annotated[float, Meta(ge=0, le=10_000)] = 0.0
     dirty_mib: Annotated[int, Meta(ge=1, le=65_536)] = 64
 

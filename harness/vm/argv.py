@@ -60,7 +60,7 @@ class NicSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DiskSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A virtio disk in a file; `format` is QEMU's word for it. Its node and its device are called "disk0"."""
+    """A virtio disk in a file; `format` is QEMU's word for it. Its node and its device are called "disk0", those of a root disk "root0"."""
 
     path: str
     format: str = "raw"
@@ -91,6 +91,7 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     memory_file: str | None = None
     aux_ram_share: bool = False
     disk: DiskSpec | None = None
+    root: DiskSpec | None = None
     traces: tuple[str, ...] = TRACES
     migration_devices: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
@@ -166,6 +167,11 @@ def machine_argv(spec: MachineSpec) -> list[str]:
         # The name of the default block: a state saved with private memory fits.
         size = f"{spec.memory_mib}M"
         argv += ["-object", f"memory-backend-file,id={_RAM},size={size},mem-path={spec.memory_file},share=on"]
+    if spec.root is not None:  # the first disk that the guest finds
+        argv += [
+            "-drive", f"if=none,id=root-drive,node-name=root0,file={spec.root.path},format={spec.root.format}",
+            "-device", "virtio-blk-pci,id=root0,drive=root-drive",
+        ]  # fmt: skip
     if spec.disk is not None:
         argv += [
             # A drive with a name of its own, not only a node: block migration (until 9.0) finds disks by that.
