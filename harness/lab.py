@@ -18,6 +18,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,9 @@ from harness.host.network import MANAGEMENT_BRIDGE, Network, Port
 from harness.host.vhost import count_vhost_workers
 from harness.host.warden import SCRATCH, Warden
 from harness.migrate.driver import MigrationDriver, MigrationRecord
+from harness.migrate.in_place import execute_successor, stop_and_continue
 from harness.migrate.mechanisms import make_mechanism
-from harness.migrate.mechanisms.base import Report, Side
+from harness.migrate.mechanisms.base import Side
 from harness.migrate.obstacles import with_obstacle
 from harness.migrate.queues import make_account
 from harness.migrate.ways.cpr_transfer import cpr_channel
@@ -424,8 +426,10 @@ class Lab:
         source = self.mobile_side
         if source is None:
             raise TestbedError("the lab was not started")
-        if plan.mode == "stop-cont":
-            return await self._stop_cont(plan, source)
+        if plan.mode is MigrationMode.STOP_CONT:
+            return await stop_and_continue(plan, source, timeline=self.timeline)
+        if plan.mode is MigrationMode.CPR_EXEC:
+            return await self._execute_successor(plan, source, deadline=deadline)
         self._give_back(keep=source)
         self._generation += 1
         name = f"m{self._generation}"
@@ -507,6 +511,15 @@ class Lab:
         assert isinstance(endpoint, GuestEndpoint)
         return endpoint
 
+    async def _execute_successor(self, plan: MigrationPlan, source: Side, *, deadline: Deadline) -> MigrationRecord:
+        notes: list[str] = []
+        record = await execute_successor(
+            plan, source, successor=self.settings.destination, warden=self.warden, timeline=self.timeline, deadline=deadline,
+            event=self._event, notes=notes,
+        )  # fmt: skip
+        self.settings = msgspec.structs.replace(self.settings, source=self.settings.destination, destination=self.settings.source)
+        return replace(record, notes=tuple(notes))
+
     async def add_destination(self, *, deadline: Deadline) -> Side:
         """A machine that waits for the mobile guest (`migrate-incoming` is the caller's) and stays stopped when it has it; nothing passes its port.
 
@@ -553,19 +566,3 @@ class Lab:
             channel = json.dumps(cpr_channel(spec.name))
             spec = msgspec.structs.replace(spec, extra=(*spec.extra, "-incoming", channel))
         return spec
-
-    async def _stop_cont(self, plan: MigrationPlan, source: Side) -> MigrationRecord:
-        """A known outage: stop the guest, wait, let it go on. Nothing may be lost in it."""
-        machine = source.machine
-        began_ns = time.time_ns()
-        await machine.qmp.command("stop")
-        await asyncio.sleep(plan.outage_ms / 1000)
-        await machine.qmp.command("cont")
-        source.account.suspend("its machine was stopped and went on since the account began")
-        stop = self.timeline.find("STOP", source=machine.role, after_ns=began_ns - 1_000_000)
-        resume = self.timeline.find("RESUME", source=machine.role, after_ns=began_ns - 1_000_000)
-        return MigrationRecord(
-            status="completed", statuses=(), info={}, stop_ns=stop.t_ns if stop else None,
-            resume_ns=resume.t_ns if resume else None, completed_ns=None, report=Report(),
-            undelivered_reason="the guest went on in the same machine", survivor="source",
-        )

@@ -92,8 +92,11 @@ def check_plan(
 
 def _check_way(plan: MigrationPlan) -> None:
     """What the modes' own keys ask of each other."""
-    if reason := MODES[plan.mode].skip:
-        raise UsageError(f"mode {plan.mode} can't be run: {reason}", hint="set migration.mode to cpr-transfer")
+    if plan.mode is MigrationMode.CPR_EXEC and (plan.pauses or plan.cancels or plan.fault or plan.obstacle or plan.start_after_ms is not None):
+        raise UsageError(
+            "a QEMU that executes its successor can't be held, cancelled or hindered on the way",
+            hint="leave hold_ms, cancel_..., fault, obstacle and start_after_ms out, or set migration.mode to cpr-transfer",
+        )
     if plan.cut_after_ms is not None and plan.mode is not MigrationMode.POSTCOPY:
         raise UsageError(f"only postcopy can recover from a cut, the mode is {plan.mode}", hint="leave migration.cut_after_ms out")
     if plan.mode is MigrationMode.BACKGROUND_SNAPSHOT and plan.pauses:

@@ -55,6 +55,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
         extra = set()
         if self.migration.get("mode", "").startswith("cpr-"):
             extra.add("mode")
+        if self.migration.get("mode") == "cpr-exec":
+            extra.add("cpr-exec-command")
         if self.migration.get("tls"):
             extra |= {"tls-creds", "tls-hostname"}
         return {*self.migration.get("parameters", {}), *extra}
@@ -150,6 +152,7 @@ TRIALS: tuple[Trial, ...] = (
     Trial(name="cpr-reboot", group="cpr", migration={"mode": "cpr-reboot", "transport": "file"}),
     Trial(name="cpr-reboot-in-place", group="cpr", guest=_SHARED,
           migration=_precopy("x-ignore-shared", mode="cpr-reboot", transport="file")),
+    Trial(name="cpr-exec", group="cpr", guest=_SHARED, migration={"mode": "cpr-exec", "transport": "file"}, stays=True),
     Trial(name="cpr-transfer", group="cpr", guest=_SHARED, migration={"mode": "cpr-transfer"}),
     Trial(name="disk", group="disk", guest={"disk": "raw"}),
     Trial(name="disk-qcow2", group="disk", guest={"disk": "qcow2"}),

@@ -53,13 +53,21 @@ class Qmp(QMPClient):
         self._transcript = transcript
         self._on_event = on_event
         self._process: Process | None = None
+        self._greeted: asyncio.Future[None] | None = None
 
     def belongs_to(self, process: Process) -> None:
         """From now on a command that `process` can't answer any more, because it ended, fails at once and says how it ended."""
         self._process = process
 
+    def next_greeting(self) -> asyncio.Future[None]:
+        """Resolves when the other side greets once more on the same connection: another QEMU has taken it over."""
+        self._greeted = asyncio.get_running_loop().create_future()
+        return self._greeted
+
     def _cb_inbound(self, msg: Message) -> Message:
         self._log("<", msg)
+        if "QMP" in msg and self._greeted is not None and not self._greeted.done():
+            self._greeted.set_result(None)
         if self._on_event is not None and "event" in msg:
             stamp = cast("dict[str, int]", msg["timestamp"])
             t_ns = stamp["seconds"] * NS_PER_S + stamp["microseconds"] * 1000

@@ -139,7 +139,7 @@ REFUSED = [
     ({"parameters": {"tls-hostname": "x"}}, "tls-hostname needs TLS", "migration.tls to true"),
     ({"parameters": {"multifd-channels": 2}}, "multifd-channels needs capability multifd", "multifd"),
     ({"parameters": {"xbzrle-cache-size": 4096}}, "xbzrle-cache-size needs capability xbzrle", "xbzrle"),
-    ({"mode": "cpr-exec", "transport": "file"}, "does not drive it yet", "cpr-transfer"),
+    ({"mode": "cpr-exec", "transport": "file", "hold_ms": 50}, "can't be held", "cpr-transfer"),
     ({"cut_after_ms": 5}, "only postcopy can recover", "cut_after_ms"),
     ({"cancel_at_percent": 5, "cancel_at_switchover": True}, "cancelled once", "leave one out"),
 ]

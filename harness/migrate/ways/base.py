@@ -14,7 +14,7 @@ from harness.migrate.tls import MigrationKeys, add_credentials
 from harness.model.plan import MigrationPlan
 from harness.vm.machine import Machine
 
-__all__ = ["Way", "WayContext", "as_before", "configure"]
+__all__ = ["Way", "WayContext", "as_before", "configure", "forget_settings"]
 
 
 @dataclass(eq=False)
@@ -59,6 +59,11 @@ _before: WeakKeyDictionary[Machine, dict[str, Any]] = WeakKeyDictionary()
 def as_before(machine: Machine, parameters: dict[str, Any]) -> dict[str, Any]:
     """A machine's parameters as they are but for what its migrations changed, which the next one takes back."""
     return {name: _before.get(machine, {}).get(name, value) for name, value in parameters.items()}
+
+
+def forget_settings(machine: Machine) -> None:
+    """Its QEMU is another one now, whose settings are its own."""
+    _before.pop(machine, None)
 
 
 async def configure(context: WayContext, machine: Machine, side: Sides) -> None:
