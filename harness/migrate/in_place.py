@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
@@ -93,7 +94,8 @@ async def _greeting(machine: Machine, greeted: asyncio.Future[None], watch: Watc
 
     failure = asyncio.ensure_future(watch.next(failed, deadline=deadline, awaited="the successor's greeting"))
     try:
-        await asyncio.wait({greeted, failure}, return_when=asyncio.FIRST_COMPLETED)
+        either: set[asyncio.Future[Any]] = {greeted, failure}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not greeted.done():
             await failure  # which raises when time was up
             info = await machine.qmp.command("query-migrate")

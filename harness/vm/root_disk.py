@@ -95,9 +95,11 @@ async def _build(image: GuestImage, work: Path, *, cache: Path, own: bool, modul
         raise TestbedError(f"the guest image {image.directory} has no busybox")
     (made / "initrd.cpio").write_bytes(_early(busybox, drivers))
     size = await asyncio.to_thread(_lay_out, content, tree)
-    argv = ["mke2fs", "-q", "-t", "ext4", "-O", _NO_JOURNAL, "-m", "0", "-d", tree, made / "root.ext4", f"{size >> 10}k"]
+    argv: list[str | Path] = ["mke2fs", "-q", "-t", "ext4", "-O", _NO_JOURNAL, "-m", "0", "-d", tree, made / "root.ext4", f"{size >> 10}k"]
     # For an ordinary user: all files are to be root's.
-    await packages.run(*(() if os.geteuid() == 0 else ("unshare", "--user", "--map-root-user")), *argv)
+    if os.geteuid() != 0:
+        argv = ["unshare", "--user", "--map-root-user", *argv]
+    await packages.run(*argv)
 
 
 async def _packaged_modules(image: GuestImage, work: Path, *, cache: Path) -> Path:
@@ -108,7 +110,7 @@ async def _packaged_modules(image: GuestImage, work: Path, *, cache: Path) -> Pa
     if not archive.exists():
         (archive,) = await packages.download([p for p in await packages.resolve([name]) if p.name == name], folder=cache / "packages")
     root = await packages.unpack(archive, folder=work / "packages")
-    return next((root / path for path in ("lib/modules", "usr/lib/modules") if (root / path).is_dir())) / image.kernel_release
+    return next(root / path for path in ("lib/modules", "usr/lib/modules") if (root / path).is_dir()) / image.kernel_release
 
 
 def _drivers(image: GuestImage, folder: Path | None) -> list[Module]:
@@ -156,7 +158,7 @@ def _lay_out(content: bytes, tree: Path) -> int:
 def unpack_newc(archive: bytes) -> Iterator[tuple[str, int, bytes]]:
     """(name, mode, content) of every entry of an uncompressed "newc" archive, in order."""
     at = 0
-    while archive[at : at + 6] == b"070701":
+    while archive[at : at + 6] == b"070701" and len(archive) >= at + 110:
         fields = [int(archive[at + 6 + 8 * number : at + 14 + 8 * number], 16) for number in range(13)]
         mode, size, name_size = fields[1], fields[6], fields[11]
         name = archive[at + 110 : at + 110 + name_size - 1].decode()

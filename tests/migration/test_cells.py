@@ -31,6 +31,14 @@ def marked(name: str, value: object):
     return pytest.param(value, id=f"smoke-{name}" if name in SMOKE else name, marks=marks)
 
 
+def pytest_generate_tests(metafunc):
+    """`--switchover-repeat` holds for cells too."""
+    repeat = metafunc.config.getoption("--switchover-repeat")
+    if repeat > 1 and "options" in metafunc.fixturenames:
+        metafunc.fixturenames.append("_round")
+        metafunc.parametrize("_round", range(1, repeat + 1), ids=lambda n: f"round{n}")
+
+
 @pytest.fixture
 def options(request, tmp_path) -> RunOptions:
     given = request.config.getoption("--switchover-results")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -46,7 +46,7 @@ def test_what_is_laid_out_fits_the_size_and_has_folders_to_mount_on(tmp_path):
     assert size % (1 << 20) == 0
     assert size > 16 << 20
     assert (tmp_path / "tree/usr/bin/busybox").stat().st_mode & 0o777 == 0o755
-    assert os.readlink(tmp_path / "tree/usr/bin/sh") == "busybox"
+    assert (tmp_path / "tree/usr/bin/sh").readlink() == Path("busybox")
     assert not (tmp_path / "tree/dev/console").exists()
     assert {"dev", "proc", "sys", "run", "tmp"} <= {path.name for path in (tmp_path / "tree").iterdir()}
 
