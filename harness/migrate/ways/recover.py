@@ -6,8 +6,10 @@ While it is paused the destination's main loop may itself wait for a page, so th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import ClassVar
 
+from harness.host.deadline import Deadline
 from harness.migrate.ways.addresses import address
 from harness.migrate.ways.base import WayContext
 from harness.migrate.ways.live import Live
@@ -15,6 +17,8 @@ from harness.vm.qmp import CommandRefusedError
 
 __all__ = ["CutAndRecovered"]
 
+_NOTICES_S = 3.0
+_TOLD = f"the destination had not noticed after {_NOTICES_S:g} s that its link was cut, and was told so (migrate-pause)"
 _ENDED_BEFORE_THE_CUT = "postcopy had ended before its link was to be cut: nothing was recovered"
 
 
@@ -44,16 +48,23 @@ class CutAndRecovered(Live):
         destination, source = context.destination, context.source
         uri = address(context, attempt=1)
         refusal = ""
+        patience: Deadline | None = context.deadline.within(_NOTICES_S)
 
         async def listens() -> bool:
-            nonlocal refusal
+            nonlocal refusal, patience
             # The destination notices a little later; until it did it refuses.
             try:
                 await destination.qmp.command("migrate-recover", oob=True, uri=uri)
             except CommandRefusedError as error:
                 refusal = error.message
-                return False
-            return True
+            else:
+                return True
+            if patience is not None and patience.expired:
+                patience = None
+                context.note(_TOLD)
+                with contextlib.suppress(CommandRefusedError):
+                    await destination.qmp.command("migrate-pause", oob=True)
+            return False
 
         await context.deadline.within(20.0).poll(listens, awaited="the destination to be ready for a recovery", interval_s=0.02, seen=lambda: refusal)
         context.event("recover", {})
