@@ -47,6 +47,7 @@ def test_a_switchover_loses_rate_times_downtime(guest_pair, udp, hold_ms):
     assert (stream.ledger.duplicated, stream.ledger.reordered) == (0, 0)
 
 
+@pytest.mark.nightly
 @pytest.mark.switchover(qemu="reference", queues=2, vcpus=2)
 def test_of_several_queues_each_has_its_account(guest_pair, udp):
     """The TAP spreads flows over the queues by a hash: of so many each queue gets some. What QEMU took from either is told too."""
