@@ -180,7 +180,7 @@ def missing(monkeypatch, *, frames: int, used: int, arriving: tuple[int, ...] = 
     async def read_filter(machine, *, nic):
         return filter_()
 
-    async def read_ring(machine, *, nic, lengths=False):
+    async def read_ring(machine, *, nic, pair=0, lengths=False):
         return ReceiveRing(used_index=(65530 + used) % 65536, size=256)
 
     monkeypatch.setattr(account_module, "read_receive_filter", read_filter)
