@@ -65,7 +65,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 def switch(pair: GuestPair, arm: str, hold_ms: float, *, rate_pps: int, **plan: Any) -> Row:
     """One switchover under bulk data both ways."""
-    pace = {"rate_pps": rate_pps} if rate_pps else {}
+    pace: dict[str, Any] = {"rate_pps": rate_pps} if rate_pps else {}
     with pair.udp(rate_pps=200) as datagrams, pair.tcp(**pace) as down, pair.tcp(rate_pps=UP_PPS, direction="from-guest") as up:
         pair.succeed(f"sleep {BEFORE_S}")
         record = pair.migrate(hold_ms=hold_ms, **plan)
