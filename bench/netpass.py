@@ -1,6 +1,6 @@
 """netpass: campaigns on real guests, by turns in one lab. `python -m bench.netpass [loss] [cap] [purge] [snapshot] [--rounds N]`.
 
-`loss` and `cap` need the reference build; `purge` and `snapshot` compare it with the host's own QEMU. Figures of an emulated CPU (TCG) are not those of
+`loss` and `cap` need the reference build; `purge` and `snapshot` compare it with another QEMU (`--stock`). Figures of an emulated CPU (TCG) are not those of
 another accelerator.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,26 +143,26 @@ def cap(rounds: int, *, results: Path, loop: LoopThread) -> None:
             )
 
 
-def purge(cancels: int, *, results: Path, loop: LoopThread) -> None:
-    """Packets that cancelled switchovers cost, with the series net-stop-purge (in the reference) and without (the host's QEMU)."""
+def purge(cancels: int, *, results: Path, loop: LoopThread, stock: str) -> None:
+    """Packets that cancelled switchovers cost, with the series net-stop-purge (in the reference) and without (`stock`)."""
     section = msgspec.convert({"hold_ms": 5, "cancel_at_switchover": True}, MigrationSection)
-    _freed("cancelled switchovers", section, number=cancels, results=results, loop=loop)
+    _freed("cancelled switchovers", section, number=cancels, results=results, loop=loop, stock=stock)
 
 
-def snapshot(snapshots: int, *, results: Path, loop: LoopThread) -> None:
+def snapshot(snapshots: int, *, results: Path, loop: LoopThread, stock: str) -> None:
     """As `purge`, for background snapshots: each stops the running guest for a moment, by the same path."""
     section = msgspec.convert({"mode": "background-snapshot", "transport": "file"}, MigrationSection)
-    _freed("background snapshots", section, number=snapshots, results=results, loop=loop)
+    _freed("background snapshots", section, number=snapshots, results=results, loop=loop, stock=stock)
 
 
-def _freed(what: str, section: MigrationSection, *, number: int, results: Path, loop: LoopThread) -> None:
+def _freed(what: str, section: MigrationSection, *, number: int, results: Path, loop: LoopThread, stock: str) -> None:
     """Stops after which the source's guest runs on: what they cost with each of the two QEMUs, by turns."""
     plan = MigrationPlan.from_section(section, mechanism="none")
     counts: dict[str, dict[str, int]] = {}
-    with pair_of("system", results=results, loop=loop) as stock, pair_of("reference", results=results, loop=loop) as mended:
-        versions = {"system": stock.features[0].version, "reference": mended.features[0].version}
+    with pair_of(stock, results=results, loop=loop) as old, pair_of("reference", results=results, loop=loop) as mended:
+        versions = {stock: old.features[0].version, "reference": mended.features[0].version}
         for start in range(0, number, STOPS_PER_BLOCK):
-            for name, pair in (("system", stock), ("reference", mended)):
+            for name, pair in ((stock, old), ("reference", mended)):
                 now = min(STOPS_PER_BLOCK, number - start)
                 with pair.udp(rate_pps=PURGE_RATE_PPS, direction="to-guest") as stream:
                     for _ in range(now):
@@ -191,19 +191,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.netpass", description=__doc__)
     parser.add_argument("campaigns", nargs="*", metavar="loss|cap|purge|snapshot", default=["loss", "cap", "purge", "snapshot"])
     parser.add_argument("--rounds", type=int, default=20, help="of loss; cap takes a quarter, purge ten stops for each, snapshot two")
+    parser.add_argument("--stock", default="system", metavar="QEMU", help="beside which purge and snapshot set the reference (default: the host's own)")
     parser.add_argument("--results", type=Path, default=Path("results"), help="where run directories go")
     arguments = parser.parse_args()
-    known = {
-        "loss": (loss, arguments.rounds), "cap": (cap, max(1, arguments.rounds // 4)), "purge": (purge, 10 * arguments.rounds),
-        "snapshot": (snapshot, 2 * arguments.rounds),
+    common: dict[str, Any] = {"results": arguments.results}
+    versus = common | {"stock": arguments.stock}
+    known: dict[str, tuple[Callable[..., None], int, dict[str, Any]]] = {
+        "loss": (loss, arguments.rounds, common), "cap": (cap, max(1, arguments.rounds // 4), common),
+        "purge": (purge, 10 * arguments.rounds, versus), "snapshot": (snapshot, 2 * arguments.rounds, versus),
     }  # fmt: skip
     if unknown := [name for name in arguments.campaigns if name not in known]:
         parser.error(f"unknown campaign {unknown[0]}")
     arguments.results.mkdir(parents=True, exist_ok=True)
     with LoopThread() as loop:
         for name in arguments.campaigns:
-            work, rounds = known[name]
-            work(rounds, results=arguments.results, loop=loop)
+            work, rounds, settings = known[name]
+            work(rounds, loop=loop, **settings)
 
 
 if __name__ == "__main__":
