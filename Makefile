@@ -47,7 +47,7 @@ qemu: $(STAMP) ## the reference QEMU: Debian's source and our series
 	@$(BIN)/switchover qemu build reference
 
 references:
-	@command -v tshark >/dev/null || WITH_REFERENCES=1 tools/setup $(VENV) || test $$? -eq 3
+	@command -v tshark >/dev/null && ls /usr/lib{exec,/qemu}/virtiofsd 2>/dev/null | grep -q . || WITH_REFERENCES=1 tools/setup $(VENV) || test $$? -eq 3
 
 bench: setup references ## speed, as ratios within one run
 	@$(BIN)/python -m bench

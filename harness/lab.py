@@ -32,7 +32,7 @@ from harness.host.deadline import Deadline
 from harness.host.learning import BridgeWatch
 from harness.host.migration_link import LinkShape
 from harness.host.network import MANAGEMENT_BRIDGE, Network, Port
-from harness.host.vhost import count_vhost_workers
+from harness.host.vhost import VhostWatch
 from harness.host.warden import SCRATCH, Warden
 from harness.migrate.driver import MigrationDriver, MigrationRecord
 from harness.migrate.in_place import execute_successor, stop_and_continue
@@ -47,7 +47,7 @@ from harness.model.plan import MigrationPlan
 from harness.model.scenario import DestinationPort, DiskFormat, MigrationMode, Peer, Topology
 from harness.model.units import parse_size
 from harness.traffic.endpoint import Endpoint, GuestEndpoint, NamespaceEndpoint
-from harness.vm.argv import DEFERRED, DiskSpec, MachineSpec, NicSpec
+from harness.vm.argv import DEFERRED, VHOST_PROPERTIES, DiskSpec, MachineSpec, NicSpec
 from harness.vm.discovery import discover
 from harness.vm.disk import make_disk
 from harness.vm.image import GuestImage
@@ -131,7 +131,8 @@ class LabSettings(msgspec.Struct, frozen=True, kw_only=True):
         extra = [word for name, value in self.migration_properties.items() for word in ("-global", f"migration.{name}={value}")]
         moves = addresses == MOBILE
         properties = (*self.nic_properties, *(self.destination_nic_properties if incoming else ())) if moves else ()
-        nics = [NicSpec(id=NIC, mac=addresses.mac, queues=queues, vhost=self.vhost, mtu=mtu, properties=self.guest_nic_properties if moves else (), migration_properties=properties)]
+        own = (*(self.guest_nic_properties if moves else ()), *(VHOST_PROPERTIES if self.vhost else ()))
+        nics = [NicSpec(id=NIC, mac=addresses.mac, queues=queues, vhost=self.vhost, mtu=mtu, properties=own, migration_properties=properties)]
         if self.management:
             nics.append(NicSpec(id=MANAGEMENT_NIC, mac=addresses.management_mac))
         if moves:
@@ -177,6 +178,7 @@ class Lab:
         self._generation = 0
         self.endpoints: dict[str, Endpoint] = {}
         self.learning: BridgeWatch | None = None
+        self.vhost: VhostWatch | None = None
 
     async def __aenter__(self) -> Lab:
         return self
@@ -205,6 +207,8 @@ class Lab:
         # The live view begins before the guest runs, so that no frame to it is unseen.
         live = await self._watch(mobile_port)
         self.mobile_side = await self._side(mobile, mobile_port, live)
+        if self.settings.vhost:
+            await self.mobile_side.account.empty_queue(deadline=deadline)
         guests = [self._bring_up(mobile, mobile_taps, MOBILE, PEER, deadline=deadline)]
         self.endpoints["mobile"] = GuestEndpoint("mobile", mobile.agent)
         if self.settings.peer is Peer.GUEST:
@@ -221,7 +225,7 @@ class Lab:
             rate, size = self.settings.dirty_mib_s, self.settings.dirty_mib
             await mobile.agent.shell(f"swgen dirty --rate-mib {rate:g} --size-mib {size} </dev/null >/dev/null 2>&1 &")
         if self.settings.vhost:
-            self.figures["vhost_workers"] = float(count_vhost_workers())
+            self.vhost = VhostWatch()
         self.figures["ready_s"] = time.monotonic() - began
         self._event("ready", {"cold": self.settings.cold})
 
@@ -265,13 +269,17 @@ class Lab:
     def _event(self, name: str, data: dict[str, Any]) -> None:
         self.timeline.record(Event(t_ns=time.time_ns(), source="harness", name=name, data=data))
 
+    def _spec(self, name: str, qemu: QemuInstall, addresses: Addresses, *, queues: int = 1, incoming: bool = False) -> MachineSpec:
+        spec = self.settings.spec(name, qemu, addresses, queues=queues, incoming=incoming)
+        if addresses is PEER:  # it stays where it is
+            spec = msgspec.structs.replace(spec, memory_file=None, aux_ram_share=False, disk=None)
+        return spec
+
     def _machine(
         self, name: str, role: str, qemu: QemuInstall, addresses: Addresses, *, queues: int = 1, incoming: bool = False, paused: bool = False,
     ) -> Machine:
-        spec = self.settings.spec(name, qemu, addresses, queues=queues, incoming=incoming)
+        spec = self._spec(name, qemu, addresses, queues=queues, incoming=incoming)
         warm = not incoming and not self.settings.cold
-        if addresses is PEER:  # it stays where it is
-            spec = msgspec.structs.replace(spec, memory_file=None, aux_ram_share=False, disk=None)
         spec = msgspec.structs.replace(
             spec, incoming=DEFERRED if incoming else self.settings.state_uri if warm else None, paused=warm or paused
         )
@@ -325,10 +333,7 @@ class Lab:
         if self.settings.cold:
             await machine.start(taps, deadline=deadline)
         else:
-            state = await warm_state(
-                machine.spec, cache=self.settings.cache, qemu_build=self.settings.source.build_id,
-                image_digest=self.settings.image.digest, boot=lambda path: self._make_warm_state(machine.spec, path),
-            )
+            state = await self._warm_state(machine.spec)
             await machine.start(taps, deadline=deadline, state=state)
             await state_loaded(machine, deadline=deadline)
             await machine.qmp.command("cont")
@@ -374,6 +379,18 @@ class Lab:
         if report["mac"] != own.mac or not wanted <= set(report["addresses"]) or not report["carrier"]:
             raise TestbedError(f"the guest in {machine.spec.name} is not what it was asked to be: {report}")
         return dict(report)
+
+    async def _warm_state(self, spec: MachineSpec) -> Path:
+        return await warm_state(
+            spec, cache=self.settings.cache, qemu_build=self.settings.source.build_id,
+            image_digest=self.settings.image.digest, boot=lambda path: self._make_warm_state(spec, path),
+        )
+
+    async def save_states(self) -> None:
+        """Make the saved states that `start` needs and that are missing. It starts nothing that stays, and needs no vhost."""
+        await self._warm_state(self._spec("m0", self.settings.source, MOBILE, queues=self.settings.queues))
+        if self.settings.peer is Peer.GUEST:
+            await self._warm_state(self._spec("peer", self.settings.source, PEER))
 
     async def _make_warm_state(self, spec: MachineSpec, path: Path) -> None:
         """Boot a guest in a lab of its own and save its state."""

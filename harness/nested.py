@@ -17,11 +17,18 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
+import msgspec
+
 from harness.errors import EnvironmentLackError, TestbedError, UsageError
 from harness.host.deadline import Deadline
+from harness.lab import Lab
+from harness.model.result import RunResult
+from harness.model.scenario import Accelerator, Scenario
+from harness.run import RunOptions, prepare
+from harness.store.rundir import RunDirectory
 from harness.vm import packages
 from harness.vm.initramfs import Tree
-from harness.vm.kernel import Module, ModuleWish, extract_vmlinux, kernel_release, resolve_modules
+from harness.vm.kernel import Module, ModuleWish, extract_vmlinux, has_pvh_entry, kernel_release, resolve_modules
 
 __all__ = ["DEBIAN", "run_nested"]
 
@@ -35,26 +42,31 @@ _WANTED = (
 _MEMORY = "3G"
 _PATIENCE = 20
 """What a second is to the lab inside: TCG in TCG is so much slower."""
+_VCPUS = 1
+"""A lab inside hardly uses a second one, and under TCG it makes order doubtful: a frame stamped on one may be queued behind a later one of the other."""
+_CPU = "max,la57=off"
+"""Without a fifth level of page tables, each of which TCG walks."""
+_APPEND = "console=ttyS0 quiet panic=-1 rdinit=/init mitigations=off cryptomgr.notests random.trust_cpu=on"
 _DONE = ".nested-exit-status"
-_BOOT_S, _RUN_S = 300.0, 3600.0
+_BOOT_S, _SILENT_S = 300.0, 1800.0
+"""How long until it is ready, and then for how long it may say nothing: a boot of a guest inside, the longest silence, takes minutes."""
 
 _INIT = """#!/bin/busybox sh
 export PATH=/bin
-busybox --install -s /bin
+/bin/busybox --install -s /bin
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
 for module in /modules/*; do insmod $module || echo "nested: $module can't be loaded"; done
 mount -t virtiofs root /lower || echo "nested: no root"
 mount -t tmpfs -o size=75% upper /upper; mkdir /upper/files /upper/work
 mount -t overlay -o lowerdir=/lower,upperdir=/upper/files,workdir=/upper/work root /new || echo "nested: no overlay"
-for folder in @SHARED@; do mkdir -p /new$folder; mount --bind /lower$folder /new$folder; done
+for folder in @SHARED@; do mkdir -p "/new$folder"; mount --bind "/lower$folder" "/new$folder"; done
 mount -t proc proc /new/proc; mount -t sysfs sys /new/sys; mount --bind /dev /new/dev
-mkdir -p /new/dev/shm /new/dev/pts; mount -t tmpfs shm /new/dev/shm; mount -t devpts pts /new/dev/pts
+ln -s /proc/self/fd /new/dev/fd; mkdir -p /new/dev/shm /new/dev/pts; mount -t tmpfs shm /new/dev/shm; mount -t devpts pts /new/dev/pts
 mount -t tmpfs tmp /new/tmp; mount -t tmpfs run /new/run
-for folder in @BELOW_TMP@; do mkdir -p /new$folder; mount --bind /lower$folder /new$folder; done
+for folder in @BELOW_TMP@; do mkdir -p "/new$folder"; mount --bind "/lower$folder" "/new$folder"; done
 ip link set lo up 2>/dev/null || ifconfig lo up
 echo "nested: ready, kernel $(uname -r)"
-chroot /new /bin/sh -c @COMMAND@
-echo $? >/new@RESULTS@/@DONE@
+{ chroot /new /bin/sh -c @COMMAND@; echo $? >/new@RESULTS@/@DONE@; } | cat
 sync
 echo "nested: done"
 poweroff -f
@@ -62,10 +74,11 @@ poweroff -f
 
 
 async def run_nested(
-    arguments: Sequence[str], *, host_kernel: str, results: Path, cache: Path, progress: Callable[[str], None]
-) -> int:
-    """Run this program with `arguments` in a first-level guest with the given kernel; its exit status.
+    arguments: Sequence[str], *, scenarios: Sequence[Scenario], host_kernel: str, results: Path, cache: Path, progress: Callable[[str], None]
+) -> tuple[int, list[tuple[RunResult, Path]]]:
+    """Run this program with `arguments` in a first-level guest with the given kernel: its exit status, and the runs that it finished, in order.
 
+    `scenarios`: those that it is going to run; what boots once for them boots out here, where that takes seconds. Empty: all boots inside.
     `host_kernel`: "debian", or a bzImage with its modules where an installed kernel has them. `EnvironmentLackError` where QEMU, virtiofsd or the
     drivers that the guest's root needs are missing.
     """
@@ -75,22 +88,24 @@ async def run_nested(
     results = results.absolute()
     results.mkdir(parents=True, exist_ok=True)
     (results / _DONE).unlink(missing_ok=True)
+    known = set(results.iterdir())
+    await _save_states(scenarios, results=results, cache=cache, progress=progress)
     async with AsyncExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="switchover-nested-")))
         progress("looking for the first-level guest's kernel")
-        bzimage, modules = await _kernel(host_kernel, cache=cache, work=work)
-        (work / "bzImage").write_bytes(bzimage)
+        kernel, modules = await _kernel(host_kernel, cache=cache, work=work)
+        (work / "linux").write_bytes(kernel)
         (work / "initrd.cpio").write_bytes(await _initrd(modules, command=_command(arguments, results=results, cache=cache), results=results, cache=cache))
         socket = work / "root.sock"
         await _start(stack, [daemon, f"--socket-path={socket}", "-o", "source=/", "-o", "sandbox=chroot", "-o", "cache=auto"], log=work / "virtiofsd.log")
         await Deadline(10.0).poll(lambda: _exists(socket), awaited="virtiofsd to listen")
         console = work / "console.log"
         machine = await _start(stack, [
-            qemu, "-machine", "q35,memory-backend=mem", "-accel", "tcg,thread=multi", "-cpu", "max",
-            "-smp", str(os.cpu_count() or 1), "-m", _MEMORY, "-object", f"memory-backend-memfd,id=mem,size={_MEMORY},share=on",
+            qemu, "-machine", "q35,memory-backend=mem", "-accel", "tcg,thread=multi", "-cpu", _CPU,
+            "-smp", str(_VCPUS), "-m", _MEMORY, "-object", f"memory-backend-memfd,id=mem,size={_MEMORY},share=on",
             "-nodefaults", "-display", "none", "-no-reboot", "-serial", f"file:{console}", "-device", "virtio-rng-pci",
             "-chardev", f"socket,id=root,path={socket}", "-device", "vhost-user-fs-pci,chardev=root,tag=root",
-            "-kernel", str(work / "bzImage"), "-initrd", str(work / "initrd.cpio"), "-append", "console=ttyS0 quiet panic=-1 rdinit=/init",
+            "-kernel", str(work / "linux"), "-initrd", str(work / "initrd.cpio"), "-append", _APPEND,
         ], log=work / "qemu.log")  # fmt: skip
         progress("booting the first-level guest")
         try:
@@ -99,15 +114,29 @@ async def run_nested(
             with suppress(OSError):
                 shutil.copy(console, results / "nested-console.log")
     try:
-        return int((results / _DONE).read_text())
+        status = int((results / _DONE).read_text())
     except (OSError, ValueError):
         raise TestbedError(f"the first-level guest ended without a word; its console is {results / 'nested-console.log'}") from None
+    (results / _DONE).unlink()
+    fresh = sorted(path for path in results.iterdir() if path not in known and (path / "result.json").is_file())
+    return status, [(RunDirectory.open(path).result(), path) for path in fresh]
+
+
+async def _save_states(scenarios: Sequence[Scenario], *, results: Path, cache: Path, progress: Callable[[str], None]) -> None:
+    """The states from which the guests inside start: they depend on nothing of the host's kernel, and the cache is shared."""
+    options = RunOptions(results=results, cache=cache)
+    for scenario in scenarios:
+        # Where there is no KVM inside; this host need not have vhost.
+        network = msgspec.structs.replace(scenario.network, vhost=False)
+        settings = await prepare(msgspec.structs.replace(scenario, network=network, accelerator=Accelerator.TCG), options=options, progress=progress)
+        await Lab(msgspec.structs.replace(settings, vhost=scenario.network.vhost), progress=progress).save_states()
 
 
 def _program(name: str, *others: str) -> str:
     found = shutil.which(name) or next((path for path in others if Path(path).exists()), None)
     if found is None:
-        raise EnvironmentLackError(f"the nested lab needs {name}", hint="apt-get install qemu-system-x86 qemu-system-common")
+        packages = "qemu-system-x86 qemu-system-common (in Debian 13 and later also virtiofsd)"
+        raise EnvironmentLackError(f"the nested lab needs {name}", hint=f"apt-get install {packages}")
     return found
 
 
@@ -134,9 +163,9 @@ async def _start(stack: AsyncExitStack, argv: list[str], *, log: Path) -> asynci
 
 
 async def _follow(machine: asyncio.subprocess.Process, console: Path, *, progress: Callable[[str], None]) -> None:
-    """Pass the guest's lines on until it ends."""
+    """Pass the guest's lines on until it ends. `DeadlineError` when it is not ready in time, or says nothing more."""
     read, ready = 0, False
-    boot, run = Deadline(_BOOT_S), Deadline(_RUN_S)
+    limit = Deadline(_BOOT_S)
     while machine.returncode is None:
         with suppress(TimeoutError):
             async with asyncio.timeout(0.5):
@@ -146,14 +175,15 @@ async def _follow(machine: asyncio.subprocess.Process, console: Path, *, progres
         for line in text[read:whole].splitlines():
             ready = ready or line.startswith("nested: ready")
             progress(f"inside: {line.strip()}")
+        if whole > read and ready:
+            limit = Deadline(_SILENT_S)
         read = max(read, whole)
-        limit = run if ready else boot
         if limit.expired:
-            raise limit.error("the first-level guest to end" if ready else "the first-level guest to be ready", seen=text[-300:])
+            raise limit.error("the first-level guest's next word" if ready else "the first-level guest to be ready", seen=text[-300:])
 
 
 async def _kernel(host_kernel: str, *, cache: Path, work: Path) -> tuple[bytes, list[Module]]:
-    """The kernel and the modules that the first-level guest loads, each after those it needs."""
+    """The kernel (unpacked, where QEMU can boot it so) and the modules that the first-level guest loads, each after those it needs."""
     if host_kernel == DEBIAN:
         name = await packages.real_kernel_package(_METAPACKAGE)
         (package,) = [each for each in await packages.resolve([name]) if each.name == name]
@@ -169,11 +199,13 @@ async def _kernel(host_kernel: str, *, cache: Path, work: Path) -> tuple[bytes, 
     candidates = [root / "lib/modules" / release, path.parent.parent / "lib/modules" / release]
     folder = next((each for each in candidates if each.is_dir()), None)
     wishes = [ModuleWish(name=each, required=each in _NEEDED) for each in (*_NEEDED, *_WANTED)]
-    return bzimage, resolve_modules(wishes, folder=folder, vmlinux=lambda: extract_vmlinux(bzimage, what=str(path)), release=release)
+    vmlinux = extract_vmlinux(bzimage, what=str(path))
+    modules = resolve_modules(wishes, folder=folder, vmlinux=lambda: vmlinux, release=release)
+    return vmlinux if has_pvh_entry(vmlinux) else bzimage, modules
 
 
 def _command(arguments: Sequence[str], *, results: Path, cache: Path) -> str:
-    """The shell command inside: this program, from where it is, with the same interpreter."""
+    """The shell command inside: this program, from where we are, with the same interpreter."""
     here = Path(__file__).parent.parent
     environment = {
         "SWITCHOVER_CACHE": str(cache), "SWITCHOVER_RESULTS": str(results), "SWITCHOVER_PATIENCE": str(_PATIENCE), "PYTHONPATH": str(here),
@@ -181,7 +213,7 @@ def _command(arguments: Sequence[str], *, results: Path, cache: Path) -> str:
     }  # fmt: skip
     words = [f"{key}={shlex.quote(value)}" for key, value in environment.items()]
     program = [sys.executable, "-c", "from harness.cli.app import main; main()", *arguments]
-    return f"cd {shlex.quote(str(here))} && env {' '.join(words)} {shlex.join(program)} 2>&1"
+    return f"cd {shlex.quote(str(Path.cwd()))} && env {' '.join(words)} {shlex.join(program)} 2>&1"
 
 
 async def _initrd(modules: Sequence[Module], *, command: str, results: Path, cache: Path) -> bytes:
@@ -204,12 +236,12 @@ async def _initrd(modules: Sequence[Module], *, command: str, results: Path, cac
 def _script(command: str, *, results: Path, cache: Path) -> str:
     """The first process: mounts, modules, the command, its status, the end."""
     # What lies below a folder that becomes a tmpfs is bound after that.
-    shared = [str(cache), str(results), str(Path(__file__).parent.parent), str(Path(sys.prefix))]
-    below = [path for path in shared if path.startswith(("/tmp/", "/run/"))]
+    shared = [str(cache), str(results), str(Path(__file__).parent.parent), str(Path(sys.prefix)), str(Path.cwd())]
+    below = [path for path in dict.fromkeys(shared) if path.startswith(("/tmp/", "/run/"))]
     script = _INIT
     for name, value in (
         ("SHARED", " ".join(shlex.quote(path) for path in shared[:2] if path not in below)), ("BELOW_TMP", " ".join(map(shlex.quote, below))),
-        ("COMMAND", shlex.quote(command)), ("RESULTS", str(results)), ("DONE", _DONE),
+        ("COMMAND", shlex.quote(command)), ("RESULTS", shlex.quote(str(results))), ("DONE", _DONE),
     ):  # fmt: skip
         script = script.replace(f"@{name}@", value)
     return script

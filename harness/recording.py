@@ -146,6 +146,8 @@ class Recording:
         async def capture(port: Port) -> None:
             await self._watch("destination", port)
 
+        if self._lab.vhost is not None:
+            self._lab.vhost.look()  # while the source is there
         began, began_ns = time.monotonic(), time.time_ns()
         source, known = self._lab.mobile.spec.name, set(self._lab.machines)
         record = await self._lab.migrate(plan, deadline=deadline, capture=capture, respec=respec)
@@ -163,6 +165,10 @@ class Recording:
     async def conclude(self) -> Analysis:
         """Stop capturing, write everything down, analyse it. The folder keeps its partial name."""
         end_ns = time.time_ns()
+        if self._lab.vhost is not None:
+            self._lab.vhost.look()
+            self.figures |= self._lab.vhost.figures
+            self.notes.append(self._lab.vhost.note)
         await self._count_drops()
         await self._collect_leftovers()
         captures = await self._stop_captures()

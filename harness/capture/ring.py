@@ -23,6 +23,7 @@ import msgspec
 from harness.capture.bpf import keep_beginnings, let_nothing_in
 from harness.capture.spool import KEPT_BYTES, convert_spool
 from harness.errors import EnvironmentLackError, TestbedError
+from harness.host.deadline import PATIENCE, Deadline
 
 SOL_PACKET = 263
 _PACKET_RX_RING, _PACKET_STATISTICS, _PACKET_VERSION, _PACKET_RESERVE = 5, 6, 10, 12
@@ -35,8 +36,9 @@ _STATUS_USER = 1
 # even when nearly empty, so the slack is BLOCKS x RETIRE_MS at low rates and BLOCKS x BLOCK_BYTES at high ones.
 BLOCK_BYTES = 256 << 10
 BLOCKS = 96
-RETIRE_MS = 40
+RETIRE_MS = round(40 * PATIENCE)
 _GRACE_S = 0.02
+_LAST_BLOCK_S = 5.0
 
 
 class CapturePoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -249,12 +251,12 @@ class CaptureSet:
 
     @staticmethod
     def _finish(ring: PacketRing, path: Path, *, end_ns: int) -> CaptureSummary:
-        give_up = time.monotonic() + 5
+        limit = Deadline(_LAST_BLOCK_S)
         ring.drain()
         while not ring.settled():
-            if time.monotonic() > give_up:
+            if limit.expired:
                 ring.close()
-                raise TestbedError(f"capture of {ring.interface}: the kernel withheld its last block for 5 s")
+                raise TestbedError(f"capture of {ring.interface}: the kernel withheld its last block for {limit.seconds:g} s")
             # The retire timer is what is awaited: poll is not told of a block that a filter keeps from filling.
             time.sleep(RETIRE_MS / 4000)
             ring.drain()

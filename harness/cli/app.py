@@ -115,21 +115,26 @@ def run(
     from harness.report.postcopy import postcopy_table
     from harness.report.table import campaign_table, run_table
 
-    if host_kernel is not None:
-        from harness.nested import run_nested
-
-        words = [*scenario, *(word for each in settings or [] for word in ("--set", each)), "--repeat", str(repeat), *(["--cold"] if cold else [])]
-        with reporting(quiet=json) as progress:
-            status = _run(
-                run_nested(["run", *words], host_kernel=host_kernel, results=_results(results), cache=cache_dir(), progress=progress)
-            )
-        raise typer.Exit(status)
+    status: int | None = None
     with reporting(quiet=json) as progress:
-        done, failures = _run(
-            run_scenarios(
-                scenario, settings=settings or [], repeat=repeat, cold=cold, results=_results(results), progress=progress,
+        if host_kernel is not None:
+            from harness.cli.comparing import scenarios_of
+            from harness.nested import run_nested
+
+            words = [*scenario, *(word for each in settings or [] for word in ("--set", each)), "--repeat", str(repeat), *(["--cold"] if cold else [])]
+            status, done = _run(
+                run_nested(
+                    ["run", *words], scenarios=[] if cold else scenarios_of(scenario, settings=settings or []), host_kernel=host_kernel,
+                    results=_results(results), cache=cache_dir(), progress=progress,
+                )
             )
-        )
+            failures: list[str] = []
+        else:
+            done, failures = _run(
+                run_scenarios(
+                    scenario, settings=settings or [], repeat=repeat, cold=cold, results=_results(results), progress=progress,
+                )
+            )
     found = [result for result, _ in done]
     if json:
         _print_json(found)
@@ -141,7 +146,7 @@ def run(
             print("\n" + waits)
         for _, path in done:
             print(f"{path}")
-    raise typer.Exit(_failed(failures) or _exit_code(found))
+    raise typer.Exit(status if status is not None else _failed(failures) or _exit_code(found))
 
 
 @app.command()

@@ -17,10 +17,11 @@ from harness.model.calibration import CalibrationResult
 from harness.model.campaign import Campaign, label_arms, split_arm
 from harness.model.load import load_scenario
 from harness.model.result import Outcome, RunResult
+from harness.model.scenario import Scenario
 from harness.run import RunOptions, prepare
 from harness.store.campaigns import CampaignDirectory
 
-__all__ = ["calibrate_scenario", "compare_arms", "report", "run_scenarios"]
+__all__ = ["calibrate_scenario", "compare_arms", "report", "run_scenarios", "scenarios_of"]
 
 
 class CampaignReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +33,11 @@ class CampaignReport(msgspec.Struct, frozen=True, kw_only=True):
     failures: dict[str, tuple[str, ...]]
     comparison: Comparison
     calibration: CalibrationResult | None = None
+
+
+def scenarios_of(names: Sequence[str], *, settings: Sequence[str]) -> list[Scenario]:
+    """The scenarios that the command line's words mean, each once."""
+    return [arm.scenario for arm in plan_campaign([split_arm(name) for name in names], labels=label_arms(names), settings=settings, repeat=1).arms]
 
 
 async def run_scenarios(

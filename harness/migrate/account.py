@@ -9,6 +9,10 @@ Frames that take several buffers (mergeable buffers, GSO: TCP in bulk) can't be 
 ring tell them apart: all that QEMU did not read is missing, and of the few that it read last the guest got those whose lengths the
 ring ends with. Where more than one number of them fits and all in question are TCP segments, they are called missing: a mechanism that
 sends them again does no harm, since TCP drops what it has. A TAP with several queues: `harness.migrate.queues`.
+
+With vhost the host's kernel takes the frames from the TAP and writes the index, whenever its worker gets to it: then the account begins, and is read,
+when the TAP's counter says that every frame sent was taken and the worker sleeps, which it does when all is written. Once the machine is stopped
+vhost has given back what it had taken and not delivered, and QEMU reads the TAP, as without vhost.
 """
 
 from __future__ import annotations
@@ -22,8 +26,10 @@ from harness.capture.live import LiveFrame, LiveTap
 from harness.errors import TestbedError
 from harness.host.deadline import Deadline
 from harness.host.network import Network, Port
+from harness.host.tap import queue_is_empty, read_queue
+from harness.host.vhost import vhost_workers
 from harness.vm.machine import Machine
-from harness.vm.virtqueue import ReceiveFilter, ReceiveRing, read_receive_filter, read_receive_ring
+from harness.vm.virtqueue import ReceiveFilter, ReceiveRing, read_receive_filter, read_receive_ring, works_by_vhost
 
 __all__ = ["FrameAccount", "StopPoint", "missing_by_lengths", "missing_from_ring"]
 
@@ -106,7 +112,8 @@ class FrameAccount:
         self._passed = 0  # of those since the account began, how many pass the device's filter
         self._recent: deque[LiveFrame] = deque(maxlen=_MOST_RECENT)  # the newest of them
         self._countable = True  # each of them took one buffer
-        self._read_before = 0  # the TAP's counter less the number of frames sent to it, in a quiet moment
+        self._read_before: int | None = None  # the TAP's counter less the number of frames sent to it, when all of those were read
+        self._never: set[int] = set()  # frames that the guest can't get
         self.reason = "its account was never begun"
 
     @property
@@ -114,17 +121,50 @@ class FrameAccount:
         """Whether the account holds; `reason` says why not."""
         return self._offset is not None
 
+    async def empty_queue(self, *, deadline: Deadline) -> None:
+        """Before anybody reads the TAP: throw away what waits there, and remember what its counter says when all was read."""
+        last: int | None = None  # twice the same: a frame is captured a moment before it is queued
+        while True:
+            before = self._tap.drain()
+            read_queue(self._port.fds)
+            counters = await self._network.counters(self._port)
+            found = counters.tx_packets - before
+            if found == last and self._tap.drain() == before and all(queue_is_empty(fd) for fd in self._port.fds):
+                self._read_before = found
+                return
+            if deadline.expired:
+                raise deadline.error("a quiet moment at a TAP that nobody reads")
+            last = found
+            await asyncio.sleep(0.002)
+
+    def never(self, number: int) -> None:
+        """The frame of that number does not reach the guest, whatever its filter says: QEMU drops it, or it was taken back."""
+        self._never.add(number)
+
+    async def _dealt_with(self, sent: int) -> bool:
+        """Whether all is written of the first `sent` frames; without vhost the readings themselves tell (they are answered by the loop that reads)."""
+        if not works_by_vhost(self._machine, nic=self._nic):
+            return True
+        counters = await self._network.counters(self._port)
+        # In this order: it took the last frame, and only then fell asleep.
+        if self._read_before is None or counters.tx_packets - sent != self._read_before:
+            return False
+        return all(worker.idle for worker in vhost_workers())
+
     async def sync(self, *, deadline: Deadline) -> None:
         """Begin the account in a quiet moment: nothing arrives for some readings, and all that did was dealt with."""
         if len(self._port.fds) > 1 and self._pair is None:
             raise TestbedError(f"{self._port.name} has {len(self._port.fds)} queues, and the account follows one")
+        if works_by_vhost(self._machine, nic=self._nic) and self._read_before is None:
+            raise TestbedError(f"what was sent to {self._port.name} before the guest came is not known, and with vhost has to be")
         self._offset, self.reason = None, "no quiet moment was found"
         self._filter = await read_receive_filter(self._machine, nic=self._nic)
         while True:
             before = self._tap.drain()
+            dealt_with = await self._dealt_with(before)
             rings = [await self._ring() for _ in range(_CALM_READINGS)]
             counters = await self._network.counters(self._port)
-            if self._tap.drain() == before and len({ring.used_index for ring in rings}) == 1:
+            if dealt_with and self._tap.drain() == before and len({ring.used_index for ring in rings}) == 1:
                 self._begin(before)
                 self._offset = -rings[-1].used_index % _INDEX_MODULUS
                 self._read_before = counters.tx_packets - before
@@ -173,8 +213,9 @@ class FrameAccount:
         self._filter = await read_receive_filter(self._machine, nic=self._nic)
         while True:
             before = self._tap.drain()
+            dealt_with = await self._dealt_with(before)
             rings = [await self._ring() for _ in range(_CALM_READINGS)]
-            if self._tap.drain() == before and len({ring.used_index for ring in rings}) == 1:
+            if dealt_with and self._tap.drain() == before and len({ring.used_index for ring in rings}) == 1:
                 break
             if deadline.expired:
                 raise deadline.error("a quiet moment at the guest's TAP", seen=f"{self._tap.count - before} frames in a reading")
@@ -209,7 +250,7 @@ class FrameAccount:
         for frame in self._tap.frames(first=self._scanned):
             if frame.number >= end:
                 break
-            if self._filter.passes(frame.frame):
+            if frame.number not in self._never and self._filter.passes(frame.frame):
                 self._passed += 1
                 self._countable &= len(frame.frame) <= ONE_BUFFER_BYTES
                 self._recent.append(frame)
@@ -229,6 +270,7 @@ class FrameAccount:
         ring = await self._ring()
         end = self._tap.drain()  # frames that arrive from here on are missing too, but belong to no figure below
         counters = await self._network.counters(self._port)
+        assert self._read_before is not None
         first_unread = counters.tx_packets - self._read_before
         self._scan(end=end)
         recent = list(self._recent)

@@ -6,7 +6,7 @@ from enum import IntEnum
 
 import msgspec
 
-__all__ = ["DEFERRED", "Descriptor", "DiskSpec", "MachineSpec", "NicSpec", "machine_argv"]
+__all__ = ["DEFERRED", "VHOST_PROPERTIES", "Descriptor", "DiskSpec", "MachineSpec", "NicSpec", "machine_argv"]
 
 DEFERRED = "defer"
 
@@ -31,6 +31,10 @@ TRACES = (
 """Patterns of trace events that every machine logs; those that a QEMU doesn't know match nothing."""
 
 
+VHOST_PROPERTIES = ("queue_reset=off",)
+"""What a NIC with vhost is given, so that it is the same device to the guest whichever kernel works its rings: vhost can't reset one before Linux 6.2."""
+
+
 class Descriptor(IntEnum):
     """Numbers under which a machine finds the sockets it inherits; TAP queues follow from `TAP` on."""
 
@@ -46,7 +50,7 @@ class NicSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A virtio-net device on a TAP whose queues are inherited, or come with the migration.
 
     `migration_properties`: those of which the guest knows nothing. `takes_over`: the netdev option that makes it open nothing and
-    wait for the source's TAP.
+    wait for the source's TAP. `vhost`: the host's kernel works its rings, of which the guest knows nothing (but see `VHOST_PROPERTIES`).
     """
 
     id: str
@@ -98,7 +102,7 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     def of_the_guest(self) -> MachineSpec:
         """Without whatever the guest knows nothing of: a saved state of the guest does not depend on it."""
-        nics = tuple(msgspec.structs.replace(nic, migration_properties=()) for nic in self.nics)
+        nics = tuple(msgspec.structs.replace(nic, vhost=False, migration_properties=()) for nic in self.nics)
         return msgspec.structs.replace(self, nics=nics, migration_devices=())
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import struct
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.capture.live import LiveFrame
-from harness.errors import TestbedError
+from harness.errors import DeadlineError, TestbedError
 from harness.host.deadline import Deadline
+from harness.host.vhost import VhostWorker
 from harness.migrate import account as account_module
 from harness.migrate.account import FrameAccount, StopPoint, missing_by_lengths, missing_from_ring
-from harness.vm.virtqueue import ReceiveFilter, ReceiveRing
+from harness.vm.argv import NicSpec
+from harness.vm.virtqueue import ReceiveFilter, ReceiveRing, read_receive_filter, read_receive_ring
 
 HEADER = 12
 BUFFER = 1536
@@ -206,3 +210,78 @@ def test_a_ring_with_more_frames_than_were_sent_is_no_count(monkeypatch):
     """A guest that left a group: the frames it had got for it pass its filter no more."""
     with pytest.raises(TestbedError, match="2 frames more than were sent"):
         missing(monkeypatch, frames=30, used=32)
+
+
+class VhostWorld:
+    """A machine with vhost, its TAP and the counters: `sent` frames, of which `taken` were read and `written` stand in the ring."""
+
+    def __init__(self, monkeypatch, *, sent: int = 5) -> None:
+        self.sent, self.taken, self.written, self.idle = sent, sent, sent, True
+        self.spec = SimpleNamespace(name="m0", nics=(NicSpec(id="net0", mac="52:54:00:77:00:02", vhost=True),))
+        self.qmp, self.oldest, self.dropped, self.count = self, 0, 0, sent
+        monkeypatch.setattr(account_module, "vhost_workers", lambda: [VhostWorker(task=7, owner=6, machine="m0", idle=self.idle, wakeups=1)])
+        port = SimpleNamespace(name="sw-m0", fds=[9])
+        self.account = FrameAccount(self, self, network=self, port=port, nic="net0")
+        self.account._read_before = 2  # two frames came before the live view
+
+    async def command(self, name: str, **arguments):
+        assert name == "x-query-virtio-queue-status"  # and no receive filter is asked for: there is none
+        return {"used-idx": 0, "vring-num": 256, "vring-used": 0x1000}
+
+    async def guest_memory(self, address: int, size_bytes: int) -> bytes:
+        entries = b"".join(struct.pack("<II", number, 112) for number in range(256))
+        return (struct.pack("<HH", 0, 100 + self.written) + entries)[:size_bytes]
+
+    async def counters(self, port):
+        return SimpleNamespace(tx_packets=self.taken + 2)
+
+    def drain(self) -> int:
+        return self.sent
+
+    def frames(self, *, first: int = 0) -> list[LiveFrame]:
+        return [segment(number, 100) for number in range(first, self.sent)]
+
+
+def test_with_vhost_the_index_is_the_ring_s_own_and_no_filter_stands_before_the_guest(monkeypatch):
+    world = VhostWorld(monkeypatch)
+    assert asyncio.run(read_receive_ring(world, nic="net0")) == ReceiveRing(105, 256)
+    assert asyncio.run(read_receive_ring(world, nic="net0", lengths=True)) == ReceiveRing(105, 256, (112,) * 256)
+    assert asyncio.run(read_receive_filter(world, nic="net0")).passes(OTHER + bytes(54))
+
+
+@pytest.mark.parametrize("behind", [{"taken": 4}, {"idle": False}])
+def test_with_vhost_an_account_begins_only_when_the_worker_is_done(monkeypatch, behind):
+    world = VhostWorld(monkeypatch)
+    for name, value in behind.items():
+        setattr(world, name, value)
+    with pytest.raises(DeadlineError, match="a quiet moment"):
+        asyncio.run(world.account.sync(deadline=Deadline(0.02)))
+    assert not world.account.synchronised
+    world.taken, world.idle = 5, True
+    asyncio.run(world.account.sync(deadline=Deadline(5)))
+    assert world.account.synchronised
+
+
+def test_with_vhost_what_was_sent_before_has_to_be_known(monkeypatch):
+    world = VhostWorld(monkeypatch)
+    world.account._read_before = None
+    with pytest.raises(TestbedError, match="before the guest came is not known"):
+        asyncio.run(world.account.sync(deadline=Deadline(5)))
+
+
+def test_with_vhost_the_stop_says_what_waits_and_what_qemu_took(monkeypatch):
+    world = VhostWorld(monkeypatch)
+    asyncio.run(world.account.sync(deadline=Deadline(5)))
+    world.sent, world.taken, world.written = 12, 9, 8  # QEMU parked one, three wait
+    stop = asyncio.run(world.account.at_stop(stop_ns=0))
+    assert (stop.first_undelivered, stop.first_unread, stop.swallowed, stop.used_index) == (8, 9, 1, 108)
+
+
+def test_a_frame_that_the_guest_can_t_get_is_not_missing(monkeypatch):
+    world = VhostWorld(monkeypatch)
+    asyncio.run(world.account.sync(deadline=Deadline(5)))
+    world.account.never(5)
+    world.sent, world.taken, world.written = 8, 8, 7
+    assert asyncio.run(world.account.missing(deadline=Deadline(5))) == 0
+    world.sent = world.taken = 9
+    assert asyncio.run(world.account.missing(deadline=Deadline(5))) == 1

@@ -19,7 +19,8 @@ CACHE, RESULTS = Path("/root/a cache"), Path("/srv/results")
 def test_the_command_is_this_program_with_the_same_arguments():
     text = nested._command(["run", "udp-none", "--set", "network.vhost=true"], results=RESULTS, cache=CACHE)
     words = shlex.split(text)
-    assert words[:2] == ["cd", str(Path(nested.__file__).parent.parent)]
+    assert words[:2] == ["cd", str(Path.cwd())]
+    assert f"PYTHONPATH={Path(nested.__file__).parent.parent}" in words
     assert {"SWITCHOVER_CACHE=/root/a cache", "SWITCHOVER_RESULTS=/srv/results", "SWITCHOVER_PATIENCE=20"} <= set(words)
     at = words.index(sys.executable)
     assert words[at + 1 : -1] == ["-c", "from harness.cli.app import main; main()", "run", "udp-none", "--set", "network.vhost=true"]
@@ -32,7 +33,7 @@ def test_the_first_process_is_a_script_that_a_shell_reads(results):
     assert "@" not in script.replace('"$@"', "")
     subprocess.run(["sh", "-n"], input=script, text=True, check=True)
     lines = script.splitlines()
-    bound = [line for line in lines if "--bind /lower" in line]
+    bound = [line for line in lines if "--bind \"/lower" in line]
     assert (str(results) in bound[0]) is (results == RESULTS)
     tmpfs = next(n for n, line in enumerate(lines) if "/new/tmp" in line)
     assert all(n > tmpfs for n, line in enumerate(lines) if line.startswith("for folder in") and "/tmp/results" in line)

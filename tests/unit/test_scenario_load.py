@@ -154,7 +154,7 @@ CONTRADICTIONS = [
      "my.toml:4: network.queues = 2: tap-handover can keep the order of one queue only\n  mend: take queues = 1, or another mechanism"),
     ('mechanism = "redirect"\n[network]\nvhost = true',
      "my.toml:4: network.vhost = true: redirect needs QEMU to handle the frames, and with vhost the host's kernel does\n"
-     "  mend: take vhost = false, or redirect-packet"),
+     "  mend: take vhost = false, or the mechanism tap-handover or redirect-packet"),
     ('mechanism = "tap-handover"\n[network]\ndestination_port = "from-start"',
      "my.toml:4: network.destination_port = \"from-start\": tap-handover opens the destination's port itself\n"
      "  mend: leave it out, or take another mechanism"),

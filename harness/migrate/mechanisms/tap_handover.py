@@ -9,6 +9,10 @@ Newer frames must not overtake, and the bridge can't be changed in the same inst
 optimistic: copy until nothing is left, change the bridge (one batch, some 30 us), look whether a frame still went
 to the source in between. If one did, change back, read the destination's queue out, put all of it in
 the order of the kernel's timestamps, write it back, and try again. Nothing reads meanwhile, so nobody sees the attempt.
+
+With vhost it is the same: vhost stops with the guest, gives back what it had taken and not delivered, and begins at RESUME. Between the two it is
+QEMU that reads the TAP, on both sides, parks one frame, and frees that when vhost begins again. At the destination that is the frame of
+zeros; at a source that goes on it is one that the guest has to be given.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from harness.host.deadline import Deadline
 from harness.host.tap import allow_super_frames, queue_is_empty, read_queue
 from harness.migrate.account import StopPoint
 from harness.migrate.mechanisms.base import Mechanism, Report, Side, SwitchContext
+from harness.vm.virtqueue import works_by_vhost
 
 __all__ = ["TapHandover"]
 
@@ -41,6 +46,9 @@ _QUIET_NS = 2_000_000
 _TAKEN_S = 0.02
 """A QEMU that polls a TAP has read what was sent to it by then."""
 _NEEDS_CHECKSUM = 1
+_FILLER = bytes(60)
+"""A frame for no address."""
+_PARKED_S = 5.0
 _SAME_FLOOD_NS = 200_000
 """Copies of one flooded frame leave the bridge within this time."""
 
@@ -104,10 +112,11 @@ class TapHandover(Mechanism):
         to_source = context.injector(source)
         if self._moved:
             self._move_back(context, to_source)
-        to_source.send_all(self._freed, deadline_ns=_soon_ns())
-        self._returned += self._freed
-        if self._freed:
-            context.note(f"{len(self._freed)} frame that the stop path freed was given back, behind newer ones")
+        freed = [frame for frame in self._freed if frame.frame != _FILLER]
+        to_source.send_all(freed, deadline_ns=_soon_ns())
+        self._returned += freed
+        if freed:
+            context.note(f"{len(freed)} frame that the stop path freed was given back, behind newer ones")
 
     async def _find_freed(self, context: SwitchContext, *, stop_ns: int) -> None:
         """What the stop path freed: the frames that QEMU took and did not deliver, but for the parked one.
@@ -116,6 +125,9 @@ class TapHandover(Mechanism):
         parked one; if none do, a frame of zeros (which the device's filter refuses) shows whether QEMU still takes them.
         """
         source = context.source
+        if works_by_vhost(source.machine, nic=context.nic):
+            await self._find_freed_by_vhost(context, stop_ns=stop_ns)
+            return
         stop = await source.account.at_stop(stop_ns=stop_ns)
         taken = source.live.frames(first=stop.first_undelivered)[: stop.swallowed]
         if not taken:
@@ -123,10 +135,27 @@ class TapHandover(Mechanism):
         parked = stop.first_unread < source.live.drain()
         if not parked:
             (fd,) = source.port.fds
-            context.injector(source).send(bytes(12), bytes(60), deadline_ns=_soon_ns())
+            context.injector(source).send(bytes(12), _FILLER, deadline_ns=_soon_ns())
             await asyncio.sleep(_TAKEN_S)
             parked = not queue_is_empty(fd)
         self._freed = taken[:-1] if parked else taken
+
+    async def _find_freed_by_vhost(self, context: SwitchContext, *, stop_ns: int) -> None:
+        """What QEMU frees when vhost begins again: all that it took since the stop, the parked frame. If there is none, one of zeros takes its place."""
+        source = context.source
+        deadline = context.deadline.within(_PARKED_S)
+        filled = False
+        while True:
+            stop = await source.account.at_stop(stop_ns=stop_ns)
+            self._freed = source.live.frames(first=stop.first_undelivered)[: stop.swallowed]
+            if self._freed:
+                return
+            if not filled:
+                context.injector(source).send(bytes(12), _FILLER, deadline_ns=_soon_ns())
+                filled = True
+            if deadline.expired:
+                raise deadline.error("the stopped source to read its TAP")
+            await asyncio.sleep(0.002)
 
     async def finish(self, context: SwitchContext) -> Report:
         if self._moved and self._to_destination is not None:
@@ -159,7 +188,9 @@ class TapHandover(Mechanism):
         """
         assert self._to_destination is not None
         (fd,) = context.destination.port.fds
-        self._to_destination.send(bytes(12), bytes(60), deadline_ns=_soon_ns())
+        if works_by_vhost(context.destination.machine, nic=context.nic):
+            context.destination.account.never(context.destination.live.drain())
+        self._to_destination.send(bytes(12), _FILLER, deadline_ns=_soon_ns())
 
         async def taken() -> bool:
             return queue_is_empty(fd)
