@@ -189,7 +189,8 @@ def missing(monkeypatch, *, frames: int, used: int, arriving: tuple[int, ...] = 
 
     monkeypatch.setattr(account_module, "read_receive_filter", read_filter)
     monkeypatch.setattr(account_module, "read_receive_ring", read_ring)
-    account = FrameAccount(None, Tap(frames, arriving=list(arriving)), network=None, port=None, nic="net0")
+    machine = SimpleNamespace(spec=SimpleNamespace(name="m0", nics=()))
+    account = FrameAccount(machine, Tap(frames, arriving=list(arriving)), network=None, port=None, nic="net0")
     account._offset = -65530 % 65536
     account.suspend("its machine was stopped and went on")
     return asyncio.run(account.missing(deadline=Deadline(seconds)))
