@@ -100,13 +100,14 @@ def _silence(capture: Path, *, server: str, resume_ns: int) -> tuple[float, int,
     return (end_ns - begin_ns) / 1e6, int(np.count_nonzero(inside < LONGEST_PROBE_NS)), int(np.count_nonzero(inside >= LONGEST_PROBE_NS))
 
 
-def campaign(pair: GuestPair, *, rounds: int, holds_ms: Sequence[float], rate_pps: int) -> list[Row]:
+def campaign(pair: GuestPair, *, rounds: int, holds_ms: Sequence[float], rate_pps: int, kept: Path) -> list[Row]:
     rows: list[Row] = []
     switch(pair, "first", 0.0, rate_pps=rate_pps, mechanism="none")  # the first migration of a process is slower than later ones
     for turn in range(rounds):
         todo = [(arm, hold, plan) for hold in holds_ms for arm, plan in ARMS.items()]
         for arm, hold, plan in todo if turn % 2 == 0 else reversed(todo):
             rows.append(switch(pair, arm, hold, rate_pps=rate_pps, **plan))
+        kept.write_bytes(msgspec.json.format(msgspec.json.encode(rows)))
         print(f"  round {turn + 1} of {rounds}: {sum(row.timed_out for row in rows)} of {len(rows)} switchovers with an RTO", file=sys.stderr, flush=True)
     return rows
 
@@ -143,8 +144,9 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.results.mkdir(parents=True, exist_ok=True)
     with LoopThread() as loop, pair_of("reference", results=arguments.results, loop=loop) as pair:
-        rows = campaign(pair, rounds=arguments.rounds, holds_ms=arguments.holds, rate_pps=arguments.rate)
-    (arguments.results / "netpass-tcp.json").write_bytes(msgspec.json.format(msgspec.json.encode(rows)))
+        rows = campaign(
+            pair, rounds=arguments.rounds, holds_ms=arguments.holds, rate_pps=arguments.rate, kept=arguments.results / "netpass-tcp.json"
+        )  # fmt: skip
     show(rows, holds_ms=arguments.holds)
 
 
