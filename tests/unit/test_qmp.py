@@ -169,6 +169,23 @@ def test_a_command_that_is_cancelled_is_cancelled() -> None:
     with_machine(script)
 
 
+def test_a_successor_greets_on_the_same_connection_and_is_spoken_to_there() -> None:
+    async def script(qmp: Qmp, machine: FakeMachine) -> None:
+        greeted = qmp.next_greeting()
+        machine.say({"event": "STOP", "data": {}, "timestamp": {"seconds": 1, "microseconds": 0}})
+        task, number = await call(qmp, machine)
+        machine.say({"return": {"running": False}, "id": number})
+        await task
+        assert not greeted.done()
+        machine.say(GREETING)
+        await greeted
+        task, number = await call(qmp, machine, "qmp_capabilities")
+        machine.say({"return": {}, "id": number})
+        assert await task == {}
+
+    with_machine(script)
+
+
 @pytest.mark.usefixtures("impatient")
 def test_nobody_waits_for_the_agent_of_a_machine_that_ended() -> None:
     async def run() -> None:
