@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from harness.cache import cache_dir
@@ -12,22 +13,22 @@ from harness.errors import EnvironmentLackError, TestbedError, UsageError
 from harness.matrix import BETWEEN, plan_matrix
 from harness.migrate.mechanisms import MECHANISMS
 from harness.migrate.mechanisms.none import NoMechanism
+from harness.migrate.trials import Trial
 from harness.migrate.variety import FAILURES, VARIETY
 from harness.model.load import load_scenario
 from harness.pingpong import ping_pong
 from harness.run import RunOptions, run_scenario
+from harness.store.rundir import RunDirectory
 
 SMOKE = (
     "cancel-at-50-percent", "cancel-at-switchover", "never-converges", "destination-dies-in-precopy", "source-dies-at-the-stop", "other-memory",
     "missing-device", "disk-full", "wrong-tls-identity", "two-bridges", "ipv6-handover", "announce-5-rounds",
 )  # fmt: skip
 """One of each kind; the others are for the nightly run. None of them needs a guest to be booted that other tests don't."""
-PROVEN: tuple[str, ...] = ()
-"""Those of them that ran on guests often enough to be in the default suite; the others are for the nightly run."""
 
 
 def marked(name: str, value: object):
-    marks = [] if name in PROVEN else [pytest.mark.nightly]
+    marks = [] if name in SMOKE else [pytest.mark.nightly]
     return pytest.param(value, id=f"smoke-{name}" if name in SMOKE else name, marks=marks)
 
 
@@ -45,12 +46,13 @@ def options(request, tmp_path) -> RunOptions:
     return RunOptions(results=Path(given) if given else tmp_path, cache=cache_dir(), cold=False)
 
 
-def passes(scenario, options) -> None:
+def passes(scenario, options) -> Path:
     try:
         result, path = asyncio.run(run_scenario(scenario, options=options, progress=lambda _: None))
     except EnvironmentLackError as lack:
         pytest.skip(str(lack))
     assert result.verdict == "pass", (path.name, result.expectations, result.notes)
+    return path
 
 
 @pytest.fixture
@@ -61,6 +63,19 @@ def qemu(request) -> str:
 @pytest.mark.parametrize("trial", [marked(trial.name, trial) for trial in (*VARIETY, *FAILURES)])
 def test_the_cell_comes_to_what_it_must(qemu, options, trial):
     passes(trial.scenario(source=qemu), options)
+
+
+def test_smoke_of_several_queues_each_has_its_account(options):
+    """The TAP spreads flows over the queues by a hash: of so many each queue gets some. What QEMU took from either is told too."""
+    trial = Trial(
+        name="two-queues", group="network", guest={"vcpus": 2}, network={"queues": 2}, migration={"hold_ms": 150},
+        traffic={"direction": "to-guest", "rate_pps": 50}, expect={"lost": "> 0"},
+    )  # fmt: skip
+    scenario = trial.scenario(source="reference")
+    path = passes(msgspec.structs.replace(scenario, traffic=scenario.traffic * 20), options)
+    queues = RunDirectory.open(path).facts().migrations[0].queues
+    assert len(queues) == 2
+    assert all(queue.undelivered >= queue.waiting > 0 for queue in queues)
 
 
 PAIRS = [("system", "reference"), ("reference", "system"), ("system", "11.1"), ("11.1", "system"), ("10.0", "11.1"), ("11.1", "10.0")]
