@@ -15,6 +15,7 @@ from harness.host.deadline import Deadline
 from harness.host.network import Network, Port
 from harness.migrate.account import FrameAccount, StopPoint
 from harness.vm.machine import Machine
+from harness.vm.virtqueue import works_by_vhost
 
 __all__ = ["QueuesAccount", "make_account"]
 
@@ -37,6 +38,8 @@ class QueuesAccount(FrameAccount):
         return all(part.synchronised for part in self._parts)
 
     async def sync(self, *, deadline: Deadline) -> None:
+        if works_by_vhost(self._machine, nic=self._nic):
+            raise TestbedError(f"with vhost the account follows one receive queue, and {self._port.name} has {len(self._parts)}")
         self.reason = "no quiet moment was found"
         for part in self._parts:
             await part.sync(deadline=deadline)
