@@ -195,6 +195,8 @@ class Lab:
         await self.network.start(mtu=self.settings.mtu, topology=self.settings.topology, link=self.settings.link)
         self.learning = await self.network.watch_learning()
         self.figures["lab_s"] = time.monotonic() - began
+        if self.network.migration_link is not None:
+            self.figures["link_relayed"] = float(self.network.migration_link.relayed)  # 0: netem or tbf of the kernel, or nothing to shape
         deadline = Deadline(self.settings.boot_s)
         if self.settings.peer is Peer.NAMESPACE:
             await self._start_namespace_peer()

@@ -76,6 +76,7 @@ class Network:
         self._bridges: dict[str, int] = {}
         self._mtu = 1500
         self._topology = Topology.ONE_BRIDGE
+        self.migration_link: MigrationLink | None = None
 
     async def __aenter__(self) -> Network:
         return self
@@ -104,7 +105,8 @@ class Network:
         for name in hosts:
             await self._join(BRIDGE, name)
         if topology is Topology.TWO_HOSTS:
-            await MigrationLink(self._warden).start(self._route, shape=link or LinkShape())
+            self.migration_link = MigrationLink(self._warden)
+            await self.migration_link.start(self._route, shape=link or LinkShape())
         await self._route.addr("add", index=self._bridges[MANAGEMENT_BRIDGE], address=MANAGEMENT_HOST, prefixlen=24)
         await self._warden.sysctl({f"ipv6/conf/{MANAGEMENT_BRIDGE}/disable_ipv6": 0, f"ipv6/conf/{MANAGEMENT_BRIDGE}/accept_dad": 0})
         await self._route.addr(

@@ -13,14 +13,16 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from harness.errors import ProcessError, TestbedError
-from harness.host.deadline import Deadline
+from harness.host.deadline import PATIENCE, Deadline
 from harness.host.warden import Process
 from harness.vm.qmp import Qmp
 
 __all__ = ["CommandResult", "GuestAgent"]
 
 _CHUNK_BYTES = 3 << 20
-_FOLLOW_S = 0.005
+_FOLLOW_S = 0.005 * PATIENCE
+_FIRST_LOOK_S, _LONGEST_PAUSE_S = 0.001 * PATIENCE, 0.05 * PATIENCE
+"""How often a program's end is asked for: in a guest inside a guest the asking itself takes longer than on a plain host."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class GuestAgent:
         if stdin:
             arguments["input_data"] = base64.b64encode(stdin).decode()
         pid = (await self._qmp.command("guest-exec", deadline=limit, **arguments))["pid"]
-        pause_s = 0.001
+        pause_s = _FIRST_LOOK_S
         while True:
             status = await self._qmp.command("guest-exec-status", deadline=limit, pid=pid)
             if status["exited"]:
@@ -88,7 +90,7 @@ class GuestAgent:
             if limit.expired:
                 raise limit.error(f"{shlex.join(argv)} to end in {self._who}")
             await asyncio.sleep(pause_s)
-            pause_s = min(0.05, pause_s * 1.5)
+            pause_s = min(_LONGEST_PAUSE_S, pause_s * 1.5)
         return CommandResult(
             argv=tuple(argv),
             status=status.get("exitcode", -int(status.get("signal", 1))),
