@@ -37,6 +37,8 @@ COSTS = {"ack-never", "ack-off", "ack-on", "iterative-off", "iterative-full", "i
 """Arms of campaigns about what a switchover's parts cost: no hold, and little traffic."""
 WAYS = {"ping-pong", "postcopy-waits"}
 """For many migrations of one guest, and for postcopy's figures: no hold, and little traffic."""
+VHOST = {"vhost-none", "vhost-tap-handover", "vhost-netpass", "vhost-redirect-packet"}
+"""For hosts with vhost, and for the nested lab: few packets, and a stop long enough to count some."""
 
 
 @pytest.fixture(autouse=True)
@@ -376,8 +378,8 @@ def test_a_wrong_setting(setting: str, message: str) -> None:
 
 
 def test_the_shipped_scenarios_are_those_of_the_manual() -> None:
-    assert set(shipped_scenarios()) == SHIPPED | COSTS | WAYS
-    assert not [name for name in SHIPPED | COSTS if f"`{name}`" not in MANUAL]
+    assert set(shipped_scenarios()) == SHIPPED | COSTS | WAYS | VHOST
+    assert not [name for name in SHIPPED | COSTS | VHOST if f"`{name}`" not in MANUAL]
 
 
 def test_the_manual_has_every_key_and_its_example_is_a_scenario() -> None:
@@ -396,6 +398,16 @@ def test_a_shipped_scenario_of_a_way(name: str) -> None:
     assert scenario.name == name
     assert scenario.expect["ledger.unexplained"] == 0
     assert scenario.migration.hold_ms == 0
+
+
+@pytest.mark.parametrize("name", sorted(VHOST))
+def test_a_shipped_scenario_for_vhost(name: str) -> None:
+    scenario = load_scenario(name)
+    assert scenario.name == name == f"vhost-{scenario.mechanism}"
+    assert scenario.network.vhost
+    assert scenario.migration.hold_ms == 500
+    assert {stream.rate_pps for stream in plan_streams(scenario.traffic)} == {50.0}
+    assert (scenario.qemu.source, scenario.qemu.destination) == ("reference", "reference")
 
 
 @pytest.mark.parametrize("name", sorted(SHIPPED))
