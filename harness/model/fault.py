@@ -50,5 +50,5 @@ class FaultSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     @property
     def needs_pause(self) -> bool:
-        """Whether the point lies in, or is reached through, the pause before the switchover."""
-        return self.at in (FaultPoint.STOPPED, FaultPoint.SWITCHOVER)
+        """Whether the point lies in, or is reached through, the pause before the switchover; or a source that will be dead has to be asked there."""
+        return self.at in (FaultPoint.STOPPED, FaultPoint.SWITCHOVER) or (self.action.at_source and self.at is FaultPoint.STARTED)

@@ -92,9 +92,16 @@ def test_without_a_fault_nothing_happens():
     asyncio.run(work())
 
 
-@pytest.mark.parametrize(("at", "pauses"), [("active", False), ("started", False), ("stopped", True), ("switchover", True)])
-def test_a_point_in_the_pause_makes_the_migration_pause(at, pauses):
-    section = msgspec.convert({"fault": {"action": "kill-source", "at": at}}, MigrationSection)
+@pytest.mark.parametrize(
+    ("action", "at", "pauses"),
+    [
+        ("kill-source", "active", False), ("kill-source", "stopped", True), ("kill-source", "switchover", True),
+        ("kill-source", "started", True),  # to be asked while it lives
+        ("kill-destination", "started", False), ("freeze-destination", "stopped", True),
+    ],
+)  # fmt: skip
+def test_a_point_in_the_pause_makes_the_migration_pause(action, at, pauses):
+    section = msgspec.convert({"fault": {"action": action, "at": at}}, MigrationSection)
     plan = MigrationPlan.from_section(section, mechanism="none")
     assert plan.fault == section.fault
     assert plan.pauses is pauses
