@@ -174,8 +174,13 @@ class FrameAccount:
             await asyncio.sleep(0.005)
 
     def suspend(self, reason: str) -> None:
-        """The machine was stopped and goes on: its stop path may have freed a frame, so the account no longer holds."""
-        self._suspended, self._offset, self.reason = self._offset, None, reason
+        """The machine was stopped and goes on: its stop path may have freed a frame, so the account no longer holds.
+
+        What it stood at is kept, however often that is said.
+        """
+        if self._offset is not None:
+            self._suspended = self._offset
+        self._offset, self.reason = None, reason
 
     def continue_without(self, freed: int) -> None:
         """The suspended account holds after all: so many frames were sent to the TAP and never came to the ring."""

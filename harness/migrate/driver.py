@@ -368,7 +368,7 @@ class MigrationDriver:
         report = await self._mechanism.finish(self._context)
         if moved:
             stranded = await self._close_source()
-        elif self._stop_ns is not None:
+        elif self._stop_ns is not None and not self._aborted:  # else it was said already, and the mechanism may know better since
             self._source.account.suspend("its machine was stopped and went on since the account began")
         return MigrationRecord(
             status=status, statuses=tuple(self._statuses), info=info, stop_ns=self._stop_ns,

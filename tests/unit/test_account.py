@@ -178,7 +178,7 @@ class Tap:
         return [segment(number, 100, protocol=17) for number in range(first, self.count)]
 
 
-def missing(monkeypatch, *, frames: int, used: int, arriving: tuple[int, ...] = (), seconds: float = 5.0) -> int:
+def missing(monkeypatch, *, frames: int, used: int, arriving: tuple[int, ...] = (), seconds: float = 5.0, suspended: int = 1) -> int:
     """What an account that began at frame 0, buffer 65530 finds missing when the guest has `used` buffers more."""
 
     async def read_filter(machine, *, nic):
@@ -192,13 +192,15 @@ def missing(monkeypatch, *, frames: int, used: int, arriving: tuple[int, ...] = 
     machine = SimpleNamespace(spec=SimpleNamespace(name="m0", nics=()))
     account = FrameAccount(machine, Tap(frames, arriving=list(arriving)), network=None, port=None, nic="net0")
     account._offset = -65530 % 65536
-    account.suspend("its machine was stopped and went on")
+    for _ in range(suspended):
+        account.suspend("its machine was stopped and went on")
     return asyncio.run(account.missing(deadline=Deadline(seconds)))
 
 
 def test_what_never_came_to_the_ring_is_counted_when_all_is_quiet(monkeypatch):
     assert missing(monkeypatch, frames=30, used=30) == 0
     assert missing(monkeypatch, frames=30, used=27) == 3
+    assert [missing(monkeypatch, frames=30, used=27, suspended=times) for times in (0, 2)] == [3, 3]
     assert missing(monkeypatch, frames=30, used=35, arriving=(0, 2, 1, 3, 0, 0)) == 1
 
 
