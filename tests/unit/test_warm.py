@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from harness.vm.argv import DEFERRED, MachineSpec, NicSpec
+from harness.vm.argv import DEFERRED, VHOST_PROPERTIES, MachineSpec, NicSpec
 from harness.vm.warm import state_uri, warm_key
 
 SPEC = MachineSpec(
@@ -32,6 +32,14 @@ def key(spec: MachineSpec = SPEC, *, qemu_build: str = "q", image_digest: str = 
 )
 def test_a_state_is_never_shared_between_different_machines(change):
     assert key(msgspec.structs.replace(SPEC, **change)) != key()
+
+
+def test_vhost_is_not_the_guest_s_affair_but_the_property_that_goes_with_it_is():
+    """A host without vhost saves the state for a lab that has it."""
+    (nic,) = SPEC.nics
+    with_vhost = msgspec.structs.replace(nic, vhost=True, properties=VHOST_PROPERTIES)
+    made_without = msgspec.structs.replace(nic, properties=VHOST_PROPERTIES)
+    assert key(msgspec.structs.replace(SPEC, nics=(with_vhost,))) == key(msgspec.structs.replace(SPEC, nics=(made_without,))) != key()
 
 
 def test_a_state_is_never_shared_between_builds_or_images():
