@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from harness.errors import EnvironmentLackError, TestbedError, UsageError
+from harness.host.accel import choose_accelerator
 from harness.host.deadline import Deadline
 from harness.lab import Lab
 from harness.model.result import RunResult
@@ -44,7 +45,8 @@ _PATIENCE = 20
 """What a second is to the lab inside: TCG in TCG is so much slower."""
 _VCPUS = 1
 """A lab inside hardly uses a second one, and under TCG it makes order doubtful: a frame stamped on one may be queued behind a later one of the other."""
-_CPU = "max,la57=off"
+_SOCKET, _CONSOLE = "root.sock", "console.log"
+_TCG_CPU = "max,la57=off"
 """Without a fifth level of page tables, each of which TCG walks."""
 _APPEND = "console=ttyS0 quiet panic=-1 rdinit=/init mitigations=off cryptomgr.notests random.trust_cpu=on"
 _DONE = ".nested-exit-status"
@@ -96,18 +98,13 @@ async def run_nested(
         kernel, modules = await _kernel(host_kernel, cache=cache, work=work)
         (work / "linux").write_bytes(kernel)
         (work / "initrd.cpio").write_bytes(await _initrd(modules, command=_command(arguments, results=results, cache=cache), results=results, cache=cache))
-        socket = work / "root.sock"
+        socket = work / _SOCKET
         await _start(stack, [daemon, f"--socket-path={socket}", "-o", "source=/", "-o", "sandbox=chroot", "-o", "cache=auto"], log=work / "virtiofsd.log")
         await Deadline(10.0).poll(lambda: _exists(socket), awaited="virtiofsd to listen")
-        console = work / "console.log"
-        machine = await _start(stack, [
-            qemu, "-machine", "q35,memory-backend=mem", "-accel", "tcg,thread=multi", "-cpu", _CPU,
-            "-smp", str(_VCPUS), "-m", _MEMORY, "-object", f"memory-backend-memfd,id=mem,size={_MEMORY},share=on",
-            "-nodefaults", "-display", "none", "-no-reboot", "-serial", f"file:{console}", "-device", "virtio-rng-pci",
-            "-chardev", f"socket,id=root,path={socket}", "-device", "vhost-user-fs-pci,chardev=root,tag=root",
-            "-kernel", str(work / "linux"), "-initrd", str(work / "initrd.cpio"), "-append", _APPEND,
-        ], log=work / "qemu.log")  # fmt: skip
-        progress("booting the first-level guest")
+        console = work / _CONSOLE
+        accelerator, reason = await choose_accelerator(Accelerator.AUTO, argv_prefix=[qemu], cache=cache)
+        machine = await _start(stack, _argv(qemu, accelerator=accelerator, work=work), log=work / "qemu.log")
+        progress(f"booting the first-level guest ({accelerator}: {reason})")
         try:
             await _follow(machine, console, progress=progress)
         finally:
@@ -130,6 +127,18 @@ async def _save_states(scenarios: Sequence[Scenario], *, results: Path, cache: P
         network = msgspec.structs.replace(scenario.network, vhost=False)
         settings = await prepare(msgspec.structs.replace(scenario, network=network, accelerator=Accelerator.TCG), options=options, progress=progress)
         await Lab(msgspec.structs.replace(settings, vhost=scenario.network.vhost), progress=progress).save_states()
+
+
+def _argv(qemu: str, *, accelerator: str, work: Path) -> list[str]:
+    """The first-level guest's QEMU; its files are in `work`."""
+    under = ["-accel", "kvm", "-cpu", "host"] if accelerator == "kvm" else ["-accel", "tcg,thread=multi", "-cpu", _TCG_CPU]
+    return [
+        qemu, "-machine", "q35,memory-backend=mem", *under, "-smp", str(_VCPUS),
+        "-m", _MEMORY, "-object", f"memory-backend-memfd,id=mem,size={_MEMORY},share=on",
+        "-nodefaults", "-display", "none", "-no-reboot", "-serial", f"file:{work / _CONSOLE}", "-device", "virtio-rng-pci",
+        "-chardev", f"socket,id=root,path={work / _SOCKET}", "-device", "vhost-user-fs-pci,chardev=root,tag=root",
+        "-kernel", str(work / "linux"), "-initrd", str(work / "initrd.cpio"), "-append", _APPEND,
+    ]  # fmt: skip
 
 
 def _program(name: str, *others: str) -> str:

@@ -53,3 +53,12 @@ def test_patience_makes_every_deadline_longer(monkeypatch):
     assert Deadline(2.0).seconds == 20.0
     assert 19.0 < Deadline(100.0).within(2.0).remaining_s <= 20.0
     assert Deadline(2.0).within(100.0).remaining_s <= 20.0
+
+
+@pytest.mark.parametrize(("accelerator", "words"), [("tcg", ["-accel", "tcg,thread=multi", "-cpu", "max,la57=off"]), ("kvm", ["-accel", "kvm", "-cpu", "host"])])
+def test_the_first_level_guest_runs_under_kvm_where_that_works(accelerator, words):
+    argv = nested._argv("qemu", accelerator=accelerator, work=Path("/w"))
+    at = argv.index("-accel")
+    assert argv[at : at + 4] == words
+    assert argv[argv.index("-smp") + 1] == "1"
+    assert "file:/w/console.log" in argv
