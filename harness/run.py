@@ -19,7 +19,7 @@ import msgspec
 
 from harness.aftermath import kept_on_failure
 from harness.builds import resolve_qemu
-from harness.errors import MigrationError, SwitchoverError, TestbedError
+from harness.errors import FeatureLackError, MigrationError, SwitchoverError, TestbedError
 from harness.host.accel import choose_accelerator
 from harness.host.deadline import Deadline
 from harness.host.facts import host_facts, require_vhost
@@ -64,6 +64,9 @@ async def prepare(scenario: Scenario, *, options: RunOptions, progress: Progress
     destination = await asyncio.to_thread(resolve_qemu, scenario.qemu.destination, options.cache)
     features = [await discover(qemu, cache=options.cache) for qemu in dict.fromkeys((source, destination))]
     plan = MigrationPlan.from_section(scenario.migration, mechanism=scenario.mechanism)
+    for side in features:
+        if lacking := side.lacking([f"machine:{scenario.guest.machine}"]):
+            raise FeatureLackError(lacking[0], hint="`switchover features --json` shows its machine types")
     check_plan(plan, scenario=scenario, source=features[0], destination=features[-1])
     check_host(plan)
     require_programs(scenario.traffic, peer=scenario.network.peer)

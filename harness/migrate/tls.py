@@ -14,8 +14,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from harness.errors import FeatureLackError
 from harness.host.warden import SCRATCH, Warden
 from harness.vm.machine import Machine
+from harness.vm.qmp import CommandRefusedError
 
 __all__ = ["MigrationKeys", "add_credentials"]
 
@@ -104,9 +106,12 @@ async def add_credentials(machine: Machine, warden: Warden, *, server: bool, aut
         if name in await _objects(machine):
             await machine.qmp.command("migrate-set-parameters", tls_creds="", tls_authz="")
             await machine.qmp.command("object-del", id=name)
-    await machine.qmp.command(
-        "object-add", qom_type="tls-creds-x509", id=_CREDENTIALS, dir=str(folder), endpoint=end, verify_peer=True
-    )
+    try:
+        await machine.qmp.command("object-add", qom_type="tls-creds-x509", id=_CREDENTIALS, dir=str(folder), endpoint=end, verify_peer=True)
+    except CommandRefusedError as refusal:
+        if "GNUTLS" in refusal.reason:  # the type is there all the same, so that it can't be known before
+            raise FeatureLackError(f"the {machine.role}'s QEMU was built without TLS: {refusal.reason}", hint="configure it with --enable-gnutls") from refusal
+        raise
     if server and authorise:
         rules = [{"match": f"CN={MigrationKeys.CLIENT}", "policy": "allow", "format": "exact"}]
         await machine.qmp.command("object-add", qom_type="authz-list", id=_AUTHORISATION, policy="deny", rules=rules)

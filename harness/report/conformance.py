@@ -16,7 +16,7 @@ from harness.errors import TestbedError
 __all__ = ["Conformance", "Row", "State", "conformance", "conformance_table", "exit_code"]
 
 _MODULE = re.compile(r"(?:^|\.)test_(\w+)$")
-_BROKE = ("TestbedError", "DeadlineError", "ProcessError", "MigrationError", "UsageError")
+_BROKE = ("TestbedError", "DeadlineError", "ProcessError", "MigrationError", "UsageError", "CommandRefusedError", "BuildError")
 """Errors of the harness itself, by whose name the plugin's message begins."""
 _PREFIX = re.compile(r"^(?:Skipped: )?")
 
