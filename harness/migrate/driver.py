@@ -406,8 +406,12 @@ class MigrationDriver:
         if survivor is not source and (survivor is None or not self._mechanism.keeps_port):
             ended.append(EndedSide("source", self._source, self._faults.done_ns if died_with_guest else None))
         if survivor is not destination:
-            died_with_guest = destination.process.returncode is not None and self._resume_ns is not None
-            ended.append(EndedSide("destination", self._destination, self._faults.done_ns if died_with_guest else None))
+            died_ns = self._faults.done_ns if destination.process.returncode is not None and self._resume_ns is not None else None
+            if survivor is None and destination.process.returncode is None and self._resume_ns is not None:
+                # Its guest waits for pages that nobody has any more: whatever it has taken, it ends with it.
+                await destination.close()
+                died_ns = time.time_ns()
+            ended.append(EndedSide("destination", self._destination, died_ns))
         else:
             await self._follow_the_account(stop)
         return MigrationRecord(
