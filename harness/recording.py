@@ -278,7 +278,7 @@ class Recording:
                 CounterFacts(name="QEMU (by the receive ring)", place="source-tap", direction="to-guest", count=count, fate="lost_in_qemu")
             )
         except SwitchoverError as error:
-            reason = f"what QEMU lost can't be counted: {error.message}"
+            reason = f"what QEMU lost can't be counted: {error.message.splitlines()[0]}"
         self._migrations[-1] = msgspec.structs.replace(self._migrations[-1], undelivered_reason=reason)
 
     async def _count_ports(self) -> None:
