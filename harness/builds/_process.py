@@ -9,7 +9,8 @@ import shlex
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -71,17 +72,16 @@ def run(
         sink = stack.enter_context(log.open("a")) if log else None
         if shutil.which(words[0]) is None:  # setpriv would be found, and fail later
             raise EnvironmentLackError(f"program not found: {words[0]}")
+        process = None
         try:
-            process = stack.enter_context(
-                subprocess.Popen(
-                    [*_dies_with_us(), *words], cwd=cwd, env={**os.environ, "LC_ALL": "C", **(env or {})},
-                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                    errors="replace", start_new_session=True, pass_fds=keep_fds,
+            with _interrupted_later():
+                process = stack.enter_context(
+                    subprocess.Popen(
+                        [*_dies_with_us(), *words], cwd=cwd, env={**os.environ, "LC_ALL": "C", **(env or {})},
+                        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                        errors="replace", start_new_session=True, pass_fds=keep_fds,
+                    )
                 )
-            )
-        except FileNotFoundError as error:
-            raise EnvironmentLackError(f"program not found: {words[0]}") from error
-        try:
             assert process.stdout is not None
             for line in process.stdout:
                 output.append(line)
@@ -90,13 +90,33 @@ def run(
                 if each_line:
                     each_line(line.rstrip("\n"))
             status = process.wait()
-        except BaseException:
-            _end_group(process)
+        except BaseException as error:
+            if process is not None:
+                _end_group(process)
+            elif isinstance(error, FileNotFoundError):
+                raise EnvironmentLackError(f"program not found: {words[0]}") from error
             raise
     text = "".join(output)
     if status:
         raise CommandError(words, status, text, log=log)
     return text
+
+
+@contextlib.contextmanager
+def _interrupted_later() -> Iterator[None]:
+    """An interrupt that comes while a child is being started comes right after it: the child is known by then, and can be ended."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or handler is None:  # interrupts don't come here, or aren't Python's
+        yield
+        return
+    came: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _end_group(process: subprocess.Popen[str]) -> None:
