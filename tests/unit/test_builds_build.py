@@ -343,6 +343,21 @@ def interruptible():
     signal.signal(signal.SIGINT, before)
 
 
+def test_an_interrupt_in_the_midst_of_a_childs_start_ends_the_child(interruptible, monkeypatch):
+    started: list[int] = []
+
+    class Interrupted(subprocess.Popen):
+        def __init__(self, *words, **options):
+            super().__init__(*words, **options)
+            started.append(self.pid)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(["sleep", "600"])
+    assert not Path(f"/proc/{started[0]}").exists()
+
+
 def test_an_interrupt_ends_the_children_and_a_repeat_succeeds(tree, cache, interruptible):
     configure = tree / "configure"
     stock = configure.read_text()
