@@ -48,7 +48,7 @@ def test_the_analysis_can_be_repeated_from_the_directory_alone(tmp_path):
         (["guest.image=/nonexistent"], 4, "guest image"),
         (["guest.kernel=/etc/hostname"], 4, "/etc/hostname"),
         (["migration.capabilities=['x-nonsense-capability']"], 3, "x-nonsense-capability"),
-        (["guest.machine=no-such-machine"], 2, "no-such-machine"),
+        (["guest.machine=no-such-machine"], 3, "no-such-machine"),
         (["guest.cpu=no-such-cpu"], 2, "no-such-cpu"),
     ],
 )
