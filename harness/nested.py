@@ -11,6 +11,7 @@ import os
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -93,7 +94,7 @@ async def run_nested(
     known = set(results.iterdir())
     await _save_states(scenarios, results=results, cache=cache, progress=progress)
     async with AsyncExitStack() as stack:
-        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="switchover-nested-")))
+        work = _work_folder(stack)
         progress("looking for the first-level guest's kernel")
         kernel, modules = await _kernel(host_kernel, cache=cache, work=work)
         (work / "linux").write_bytes(kernel)
@@ -117,6 +118,15 @@ async def run_nested(
     (results / _DONE).unlink()
     fresh = sorted(path for path in results.iterdir() if path not in known and (path / "result.json").is_file())
     return status, [(RunDirectory.open(path).result(), path) for path in fresh]
+
+
+def _work_folder(stack: AsyncExitStack) -> Path:
+    """A folder that goes with `stack`, and with us if we are killed: a child removes it when our end of its input closes."""
+    folder = Path(tempfile.mkdtemp(prefix="switchover-nested-"))
+    words = ["/bin/sh", "-c", 'cat; rm -rf -- "$1"', "sh", str(folder)]
+    remover = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+    stack.callback(remover.communicate)
+    return folder
 
 
 async def _save_states(scenarios: Sequence[Scenario], *, results: Path, cache: Path, progress: Callable[[str], None]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,27 @@ def test_the_first_level_guest_runs_under_kvm_where_that_works(accelerator, word
     assert argv[at : at + 4] == words
     assert argv[argv.index("-smp") + 1] == "1"
     assert "file:/w/console.log" in argv
+
+
+@pytest.mark.parametrize("ends", ["pass", "os.kill(os.getpid(), 9)"], ids=["in order", "killed"])
+def test_the_work_folder_goes_with_its_process_however_that_ends(ends):
+    program = f"""
+import asyncio, os
+from contextlib import AsyncExitStack
+from harness.nested import _work_folder
+
+async def body():
+    async with AsyncExitStack() as stack:
+        folder = _work_folder(stack)
+        (folder / "file").write_text("x")
+        print(folder, flush=True)
+        {ends}
+
+asyncio.run(body())
+"""
+    folder = Path(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False).stdout.strip())
+    assert folder.name.startswith("switchover-nested-")
+    deadline = Deadline(30.0)
+    while folder.exists():
+        assert not deadline.expired, f"{folder} is still there"
+        time.sleep(0.01)
