@@ -169,6 +169,9 @@ class Recording:
             self._lab.vhost.look()
             self.figures |= self._lab.vhost.figures
             self.notes.append(self._lab.vhost.note)
+        if (link := self._lab.network.migration_link) is not None and (queues := await link.queues()):
+            self.figures |= {"link_frames": float(sum(each.frames for each in queues)), "link_dropped": float(sum(each.dropped for each in queues))}
+            self.notes.append("link: " + "; ".join(map(str, queues)))
         await self._count_drops()
         await self._collect_leftovers()
         captures = await self._stop_captures()

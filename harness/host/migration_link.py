@@ -25,7 +25,7 @@ from harness.host.deadline import Deadline
 from harness.host.relay import plain_wire
 from harness.host.warden import Warden
 
-__all__ = ["LinkShape", "MigrationLink", "queue_words"]
+__all__ = ["LinkQueue", "LinkShape", "MigrationLink", "queue_words", "read_queues"]
 
 HOSTS = ("host-a", "host-b")
 _ROUTER = "wan"
@@ -42,6 +42,37 @@ class LinkShape(msgspec.Struct, frozen=True, kw_only=True):
     loss_percent: float = 0.0
 
 
+class LinkQueue(msgspec.Struct, frozen=True, kw_only=True):
+    """What the kernel says of one direction's queue. `delay_ms` and `loss_percent`: as it was set, 0 where the kind has none; `frames`: those that went out."""
+
+    towards: str
+    kind: str
+    delay_ms: float = 0.0
+    loss_percent: float = 0.0
+    frames: int
+    dropped: int
+
+    def __str__(self) -> str:
+        shape = "".join((f", {self.delay_ms:g} ms" if self.delay_ms else "", f", {self.loss_percent:g} % loss" if self.loss_percent else ""))
+        return f"{self.kind}{shape} towards {self.towards}: {self.frames} frames, {self.dropped} dropped"
+
+
+def read_queues(text: bytes) -> list[LinkQueue]:
+    """The router's queues from what `tc -s -j qdisc show` printed; those without a discipline are left out."""
+    found = []
+    for each in msgspec.json.decode(text):
+        name, kind, options = each["dev"], each["kind"], each.get("options", {})
+        if not each.get("root") or kind == "noqueue" or name.removeprefix("to-") not in HOSTS:
+            continue
+        found.append(
+            LinkQueue(
+                towards=name.removeprefix("to-"), kind=kind, delay_ms=round(1e3 * options.get("delay", {}).get("delay", 0.0), 3),
+                loss_percent=round(1e2 * options.get("loss-random", {}).get("loss", 0.0), 4), frames=each["packets"], dropped=each["drops"],
+            )
+        )
+    return sorted(found, key=lambda queue: queue.towards)
+
+
 def queue_words(shape: LinkShape) -> list[str]:
     """The queueing discipline of one direction, as `tc` takes it; empty when there is nothing to shape."""
     if shape.delay_ms or shape.loss_percent:
@@ -56,12 +87,21 @@ def queue_words(shape: LinkShape) -> list[str]:
     return []
 
 
+def _tc() -> str:
+    program = shutil.which("tc", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if program is None:
+        raise EnvironmentLackError("the migration link can't be shaped: there is no tc", hint="apt-get install iproute2")
+    return program
+
+
 class MigrationLink:
     """Made by `start`; goes with the lab's namespaces. `relayed`: delay and loss come from a relay in user space."""
 
     def __init__(self, warden: Warden) -> None:
         self._warden = warden
         self.relayed = False
+        self._shaped = False
+        self._queues: dict[str, LinkQueue] = {}
 
     async def start(self, route: AsyncIPRoute, *, shape: LinkShape, mtu: int = 1500) -> None:
         """Bring the link up. `EnvironmentLackError` where this kernel can't shape it so."""
@@ -79,6 +119,7 @@ class MigrationLink:
             for descriptor in descriptors.values():
                 os.close(descriptor)
         words = queue_words(shape)
+        self._shaped = bool(words)
         refused = await self._shape(words) if words else ""
         self.relayed = bool(refused) and words[0] == "netem"
         if refused and not self.relayed:
@@ -108,14 +149,29 @@ class MigrationLink:
 
     async def _shape(self, words: Sequence[str]) -> str:
         """Shape both directions; what the kernel said where it refused."""
-        program = shutil.which("tc", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
-        if program is None:
-            raise EnvironmentLackError("the migration link can't be shaped: there is no tc", hint="apt-get install iproute2")
         for host in HOSTS:
-            process = await self._warden.spawn("tc", [program, "qdisc", "replace", "dev", f"to-{host}", "root", *words], netns=_ROUTER)
+            process = await self._warden.spawn("tc", [_tc(), "qdisc", "replace", "dev", f"to-{host}", "root", *words], netns=_ROUTER)
             if await process.wait(Deadline(_CALL_S)) != 0:
                 return process.error(f"tc refused {words[0]}").message
         return ""
+
+    async def queues(self) -> list[LinkQueue]:
+        """What the kernel's queues did since this was last asked, one for each direction; empty where it shapes nothing.
+
+        `TestbedError` where tc can't say it.
+        """
+        if not self._shaped:
+            return []
+        process = await self._warden.spawn("tc", [_tc(), "-s", "-j", "qdisc", "show"], netns=_ROUTER)
+        if await process.wait(Deadline(_CALL_S)) != 0:
+            raise process.error("tc can't show the migration link's queues")
+        before, now = self._queues, {queue.towards: queue for queue in read_queues(process.read_output())}
+        self._queues = now
+        return [
+            msgspec.structs.replace(queue, frames=queue.frames - before[name].frames, dropped=queue.dropped - before[name].dropped)
+            if name in before else queue
+            for name, queue in now.items()
+        ]  # fmt: skip
 
     async def _relay(self, shape: LinkShape) -> None:
         for host in HOSTS:

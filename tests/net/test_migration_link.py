@@ -10,7 +10,7 @@ import pytest
 
 from harness.errors import EnvironmentLackError
 from harness.host.deadline import Deadline
-from harness.host.migration_link import LinkShape
+from harness.host.migration_link import LinkQueue, LinkShape
 from harness.host.network import Network
 from harness.host.warden import Warden
 from harness.model.scenario import Topology
@@ -33,8 +33,8 @@ with socket.create_connection(("10.79.1.1", 5000)) as peer:
 """
 
 
-async def through(shape: LinkShape, *, pings: int) -> tuple[int, float, int]:
-    """Replies to so many pings, the fastest in milliseconds, and the bytes of 2 MiB of TCP that arrived."""
+async def through(shape: LinkShape, *, pings: int) -> tuple[int, float, int, list[LinkQueue]]:
+    """Replies to so many pings, the fastest in milliseconds, the bytes of 2 MiB of TCP that arrived, and the kernel's queues."""
     async with Warden() as warden, Network(warden) as network:
         try:
             await network.start(topology=Topology.TWO_HOSTS, link=shape)
@@ -52,22 +52,28 @@ async def through(shape: LinkShape, *, pings: int) -> tuple[int, float, int]:
         assert await receiver.wait(Deadline(60.0)) == 0, receiver.read_output()
         await ping.wait(Deadline(60.0))
         times = [float(text) for text in re.findall(r"time=([\d.]+)", ping.read_output().decode())]
-        return len(times), min(times, default=0.0), int(receiver.read_output().split()[-1])
+        assert network.migration_link is not None
+        queues = await network.migration_link.queues()
+        again = await network.migration_link.queues()
+        assert all(later.frames < queue.frames for queue, later in zip(queues, again, strict=True)), "only what went through since"
+        return len(times), min(times, default=0.0), int(receiver.read_output().split()[-1]), queues
 
 
 @pytest.mark.parametrize("shape", [LinkShape(), LinkShape(mbit_s=100)], ids=["as-it-is", "tbf"])
 def test_everything_arrives(shape):
-    replies, _, count = asyncio.run(through(shape, pings=5))
+    replies, _, count, queues = asyncio.run(through(shape, pings=5))
     assert (replies, count) == (5, 2 << 20)
+    assert [(queue.kind, queue.towards) for queue in queues] == ([("tbf", "host-a"), ("tbf", "host-b")] if shape.mbit_s else [])
+    assert all(queue.frames > 5 for queue in queues), queues
 
 
 def test_a_delay_is_there_both_ways():
-    replies, fastest_ms, count = asyncio.run(through(LinkShape(delay_ms=10), pings=5))
+    replies, fastest_ms, count, _ = asyncio.run(through(LinkShape(delay_ms=10), pings=5))
     assert (replies, count) == (5, 2 << 20)
     assert fastest_ms >= 20
 
 
 def test_a_link_that_loses_frames_loses_pings_and_tcp_makes_up_for_it():
-    replies, _, count = asyncio.run(through(LinkShape(loss_percent=3), pings=200))
+    replies, _, count, _ = asyncio.run(through(LinkShape(loss_percent=3), pings=200))
     assert 100 < replies < 200
     assert count == 2 << 20

@@ -6,7 +6,7 @@ import pytest
 from test_modes import EVERYTHING
 
 from harness.errors import UsageError
-from harness.host.migration_link import LinkShape, queue_words
+from harness.host.migration_link import LinkShape, queue_words, read_queues
 from harness.host.network import Network
 from harness.migrate.checks import check_plan
 from harness.migrate.obstacles import with_obstacle
@@ -100,4 +100,17 @@ def test_the_link_is_shaped_by_tbf_and_with_delay_or_loss_by_netem():
     assert queue_words(LinkShape(mbit_s=200)) == ["tbf", "rate", "200mbit", "burst", "256kb", "latency", "100ms"]
     assert queue_words(LinkShape(mbit_s=10, delay_ms=2.5, loss_percent=0.1)) == [
         "netem", "delay", "2.5ms", "loss", "0.1%", "limit", "100000", "rate", "10mbit",
+    ]  # fmt: skip
+
+
+def test_what_the_link_s_queues_did_is_read_from_tc_s_words():
+    rest = '"refcnt":3,"bytes":0,"overlimits":0,"requeues":0,"backlog":0,"qlen":0'
+    text = f"""[
+        {{"kind":"noqueue","handle":"0:","dev":"lo","root":true,"options":{{}},"packets":0,"drops":0,{rest}}},
+        {{"kind":"netem","handle":"8002:","dev":"to-host-b","root":true,"options":{{"limit":100000,
+          "delay":{{"delay":0.02,"jitter":0,"correlation":0}},"loss-random":{{"loss":0.00099999993,"correlation":0}},"ecn":false,"gap":0}},
+          "packets":41022,"drops":38,{rest}}},
+        {{"kind":"tbf","handle":"8001:","dev":"to-host-a","root":true,"options":{{"rate":1250000,"burst":262143,"lat":100000}},"packets":7,"drops":0,{rest}}}]"""
+    assert [str(queue) for queue in read_queues(text.encode())] == [
+        "tbf towards host-a: 7 frames, 0 dropped", "netem, 20 ms, 0.1 % loss towards host-b: 41022 frames, 38 dropped",
     ]  # fmt: skip
