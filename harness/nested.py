@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -24,10 +25,8 @@ from harness.errors import EnvironmentLackError, TestbedError, UsageError
 from harness.host.accel import choose_accelerator
 from harness.host.deadline import Deadline
 from harness.lab import Lab
-from harness.model.result import RunResult
 from harness.model.scenario import Accelerator, Scenario
 from harness.run import RunOptions, prepare
-from harness.store.rundir import RunDirectory
 from harness.vm import packages
 from harness.vm.initramfs import Tree
 from harness.vm.kernel import Module, ModuleWish, extract_vmlinux, has_pvh_entry, kernel_release, resolve_modules
@@ -66,7 +65,10 @@ for folder in @SHARED@; do mkdir -p "/new$folder"; mount --bind "/lower$folder" 
 mount -t proc proc /new/proc; mount -t sysfs sys /new/sys; mount --bind /dev /new/dev
 ln -s /proc/self/fd /new/dev/fd; mkdir -p /new/dev/shm /new/dev/pts; mount -t tmpfs shm /new/dev/shm; mount -t devpts pts /new/dev/pts
 mount -t tmpfs tmp /new/tmp; mount -t tmpfs run /new/run
-for folder in @BELOW_TMP@; do mkdir -p "/new$folder"; mount --bind "/lower$folder" "/new$folder"; done
+for path in @BELOW_TMP@; do
+  if [ -d "/lower$path" ]; then mkdir -p "/new$path"; else mkdir -p "$(dirname "/new$path")"; : >"/new$path"; fi
+  mount --bind "/lower$path" "/new$path"
+done
 ip link set lo up 2>/dev/null || ifconfig lo up
 echo "nested: ready, kernel $(uname -r)"
 { chroot /new /bin/sh -c @COMMAND@; echo $? >/new@RESULTS@/@DONE@; } | cat
@@ -78,8 +80,8 @@ poweroff -f
 
 async def run_nested(
     arguments: Sequence[str], *, scenarios: Sequence[Scenario], host_kernel: str, results: Path, cache: Path, progress: Callable[[str], None]
-) -> tuple[int, list[tuple[RunResult, Path]]]:
-    """Run this program with `arguments` in a first-level guest with the given kernel: its exit status, and the runs that it finished, in order.
+) -> tuple[int, list[Path]]:
+    """Run this program with `arguments` in a first-level guest with the given kernel: its exit status, and what it left in `results`, in order.
 
     `scenarios`: those that it is going to run; what boots once for them boots out here, where that takes seconds. Empty: all boots inside.
     `host_kernel`: "debian", or a bzImage with its modules where an installed kernel has them. `EnvironmentLackError` where QEMU, virtiofsd or the
@@ -98,7 +100,8 @@ async def run_nested(
         progress("looking for the first-level guest's kernel")
         kernel, modules = await _kernel(host_kernel, cache=cache, work=work)
         (work / "linux").write_bytes(kernel)
-        (work / "initrd.cpio").write_bytes(await _initrd(modules, command=_command(arguments, results=results, cache=cache), results=results, cache=cache))
+        command = _command(arguments, results=results, cache=cache)
+        (work / "initrd.cpio").write_bytes(await _initrd(modules, command=command, results=results, cache=cache, named=_paths_in(arguments)))
         socket = work / _SOCKET
         await _start(stack, [daemon, f"--socket-path={socket}", "-o", "source=/", "-o", "sandbox=chroot", "-o", "cache=auto"], log=work / "virtiofsd.log")
         await Deadline(10.0).poll(lambda: _exists(socket), awaited="virtiofsd to listen")
@@ -116,8 +119,7 @@ async def run_nested(
     except (OSError, ValueError):
         raise TestbedError(f"the first-level guest ended without a word; its console is {results / 'nested-console.log'}") from None
     (results / _DONE).unlink()
-    fresh = sorted(path for path in results.iterdir() if path not in known and (path / "result.json").is_file())
-    return status, [(RunDirectory.open(path).result(), path) for path in fresh]
+    return status, sorted(path for path in results.iterdir() if path not in known and path.is_dir() and not path.name.endswith(".partial"))
 
 
 def _work_folder(stack: AsyncExitStack) -> Path:
@@ -135,7 +137,11 @@ async def _save_states(scenarios: Sequence[Scenario], *, results: Path, cache: P
     for scenario in scenarios:
         # Where there is no KVM inside; this host need not have vhost.
         network = msgspec.structs.replace(scenario.network, vhost=False)
-        settings = await prepare(msgspec.structs.replace(scenario, network=network, accelerator=Accelerator.TCG), options=options, progress=progress)
+        try:
+            settings = await prepare(msgspec.structs.replace(scenario, network=network, accelerator=Accelerator.TCG), options=options, progress=progress)
+        except EnvironmentLackError as lack:
+            progress(f"{scenario.name}: {lack.message}: if the first-level guest has it, it boots there")
+            continue
         await Lab(msgspec.structs.replace(settings, vhost=scenario.network.vhost), progress=progress).save_states()
 
 
@@ -235,7 +241,13 @@ def _command(arguments: Sequence[str], *, results: Path, cache: Path) -> str:
     return f"cd {shlex.quote(str(Path.cwd()))} && env {' '.join(words)} {shlex.join(program)} 2>&1"
 
 
-async def _initrd(modules: Sequence[Module], *, command: str, results: Path, cache: Path) -> bytes:
+def _paths_in(arguments: Sequence[str]) -> list[str]:
+    """The files and folders that arguments name, as they are or as the value of a setting: scenarios, QEMUs, images."""
+    words = [word for argument in arguments for word in re.split(r"[=,:]", argument)]
+    return [str(Path(word).absolute()) for word in words if "/" in word and Path(word).exists()]
+
+
+async def _initrd(modules: Sequence[Module], *, command: str, results: Path, cache: Path, named: Sequence[str]) -> bytes:
     """Busybox, the modules in their order, and the first process."""
     (package,) = [each for each in await packages.resolve(["busybox-static"]) if each.name == "busybox-static"]
     (archive,) = await packages.download([package], folder=cache / "packages")
@@ -248,14 +260,14 @@ async def _initrd(modules: Sequence[Module], *, command: str, results: Path, cac
     tree.character_device("dev/console", major=5, minor=1)
     for number, module in enumerate(modules):
         tree.file(f"modules/{number:03d}-{module.name}.ko", module.content)
-    tree.file("init", _script(command, results=results, cache=cache).encode(), mode=0o755)
+    tree.file("init", _script(command, results=results, cache=cache, named=named).encode(), mode=0o755)
     return tree.to_cpio()
 
 
-def _script(command: str, *, results: Path, cache: Path) -> str:
+def _script(command: str, *, results: Path, cache: Path, named: Sequence[str] = ()) -> str:
     """The first process: mounts, modules, the command, its status, the end."""
     # What lies below a folder that becomes a tmpfs is bound after that.
-    shared = [str(cache), str(results), str(Path(__file__).parent.parent), str(Path(sys.prefix)), str(Path.cwd())]
+    shared = [str(cache), str(results), str(Path(__file__).parent.parent), str(Path(sys.prefix)), str(Path.cwd()), *named]
     below = [path for path in dict.fromkeys(shared) if path.startswith(("/tmp/", "/run/"))]
     script = _INIT
     for name, value in (

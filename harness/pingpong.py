@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from harness.errors import MigrationError
+from harness.errors import MigrationError, UsageError
 from harness.host.deadline import Deadline
 from harness.lab import Lab
 from harness.model.pingpong import PingPong, Round
@@ -26,13 +26,14 @@ from harness.recording import Recording
 from harness.run import RunOptions, prepare
 from harness.store.rundir import RunDirectory
 
-__all__ = ["ping_pong"]
+__all__ = ["PINGPONG_FILE", "ping_pong", "read_ping_pong"]
 
+PINGPONG_FILE = "ping-pong.json"
 _SETTLE_S = 10.0
 
 
 async def ping_pong(scenario: Scenario, *, times: int, options: RunOptions, progress: Callable[[str], None]) -> PingPong:
-    """Migrate the scenario's guest `times` times, from machine to machine; each round leaves a run directory below `options.results`.
+    """Migrate the scenario's guest `times` times, from machine to machine; each round leaves a run directory below `options.results`, and all `ping-pong.json`.
 
     A migration that ends in a way nobody asked for ends the rest: the guest may be gone.
     """
@@ -52,7 +53,17 @@ async def ping_pong(scenario: Scenario, *, times: int, options: RunOptions, prog
             if failure:
                 progress(failure)
                 break
-    return PingPong(scenario=scenario.name, planned=times, rounds=tuple(rounds))
+    found = PingPong(scenario=scenario.name, planned=times, rounds=tuple(rounds))
+    (options.results / PINGPONG_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+    return found
+
+
+def read_ping_pong(folder: Path) -> PingPong:
+    """What `ping_pong` left in a folder. `UsageError` where it left nothing, or what can't be read."""
+    try:
+        return msgspec.json.decode((folder / PINGPONG_FILE).read_bytes(), type=PingPong)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise UsageError(f"{folder / PINGPONG_FILE} can't be read: {error}") from error
 
 
 async def _round(lab: Lab, scenario: Scenario, *, folder: Path) -> tuple[RunResult, str]:

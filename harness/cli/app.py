@@ -19,6 +19,7 @@ from harness.cache import cache_dir
 from harness.cli import bisecting, history, reference, suite
 from harness.cli.bundle_app import register as register_bundles
 from harness.cli.matrix import register as register_matrix
+from harness.cli.nesting import HostKernel, run_inside, the_only
 from harness.cli.progress import reporting
 from harness.cli.report_app import register as register_report
 from harness.cli.waiting import run_to_end as _run
@@ -104,9 +105,7 @@ def run(
     settings: Annotated[list[str] | None, typer.Option("--set", help="Change a key: --set migration.hold_ms=200", metavar="K=V")] = None,
     repeat: Annotated[int, typer.Option("--repeat", min=1, help="Run everything so often, interleaved.")] = 1,
     cold: Annotated[bool, typer.Option("--cold", help="Boot the guests instead of starting from a saved state.")] = False,
-    host_kernel: Annotated[
-        str | None, typer.Option("--host-kernel", help='The whole lab in a guest with this host kernel: a bzImage, or "debian".', metavar="KERNEL")
-    ] = None,
+    host_kernel: HostKernel = None,
     results: Results = None,
     json: Json = False,
 ) -> None:
@@ -119,15 +118,13 @@ def run(
     with reporting(quiet=json) as progress:
         if host_kernel is not None:
             from harness.cli.comparing import scenarios_of
-            from harness.nested import run_nested
+            from harness.store.rundir import RunDirectory
 
-            words = [*scenario, *(word for each in settings or [] for word in ("--set", each)), "--repeat", str(repeat), *(["--cold"] if cold else [])]
-            status, done = _run(
-                run_nested(
-                    ["run", *words], scenarios=[] if cold else scenarios_of(scenario, settings=settings or []), host_kernel=host_kernel,
-                    results=_results(results), cache=cache_dir(), progress=progress,
-                )
-            )
+            status, folders = run_inside(
+                ["run", *scenario, "--repeat", str(repeat), *(["--cold"] if cold else [])], settings=settings, host_kernel=host_kernel,
+                scenarios=[] if cold else scenarios_of(scenario, settings=settings or []), results=_results(results), progress=progress,
+            )  # fmt: skip
+            done = [(RunDirectory.open(path).result(), path) for path in folders]
             failures: list[str] = []
         else:
             done, failures = _run(
@@ -169,20 +166,31 @@ def compare(
     calibrate: Annotated[
         bool, typer.Option("--calibrate/--no-calibrate", help="Begin with a null run, known outages and drops on purpose: what differences may be claimed.")
     ] = True,
+    host_kernel: HostKernel = None,
     results: Results = None,
     json: Json = False,
 ) -> None:
     """Run scenarios by turns (ABAB) and compare each with the first: medians, intervals, counts."""
-    from harness.cli.comparing import compare_arms, report, sound
+    from harness.cli.comparing import compare_arms, report, scenarios_of, sound
     from harness.report.calibration import calibration_line
     from harness.report.comparison import comparison_table
-    from harness.store.campaigns import campaign_of
+    from harness.store.campaigns import CampaignDirectory, campaign_of
 
     directory: Path | None = None
     if runs:
-        if settings:
-            raise UsageError("--set changes what is run, and --runs runs nothing", hint="leave one out")
+        for option, given in (("--set", settings), ("--host-kernel", host_kernel)):
+            if given:
+                raise UsageError(f"{option} changes what is run, and --runs runs nothing", hint="leave one out")
         campaign = campaign_of([Path(arm) for arm in arms])
+    elif host_kernel is not None:
+        words = ["compare", *arms, "--repeat", str(repeat), *(["--stop-early"] if stop_early else []), *(["--cold"] if cold else [])]
+        with reporting(quiet=json) as progress:
+            _, folders = run_inside(
+                [*words, "--calibrate" if calibrate else "--no-calibrate"], settings=settings, host_kernel=host_kernel,
+                scenarios=[] if cold else scenarios_of(arms, settings=settings or []), results=_results(results), progress=progress,
+            )  # fmt: skip
+        directory = the_only(folders, "campaign.json")
+        campaign = CampaignDirectory.open(directory).load()
     else:
         with reporting(quiet=json) as progress:
             campaign, directory = _run(

@@ -37,8 +37,21 @@ def test_the_first_process_is_a_script_that_a_shell_reads(results):
     bound = [line for line in lines if "--bind \"/lower" in line]
     assert (str(results) in bound[0]) is (results == RESULTS)
     tmpfs = next(n for n, line in enumerate(lines) if "/new/tmp" in line)
-    assert all(n > tmpfs for n, line in enumerate(lines) if line.startswith("for folder in") and "/tmp/results" in line)
+    assert all(n > tmpfs for n, line in enumerate(lines) if line.startswith("for ") and "/tmp/results" in line)
     assert f"echo $? >/new{results}/{nested._DONE}" in script
+
+
+def test_what_an_argument_names_below_tmp_is_there_inside_too(tmp_path, monkeypatch):
+    scenario, qemu = tmp_path / "mine.toml", tmp_path / "qemu-system-x86_64"
+    for path in (scenario, qemu):
+        path.touch()
+    named = nested._paths_in(["run", f"{scenario}:mechanism=none,qemu.source={qemu}", "--set", "migration.hold_ms=500", "udp-none", "/nowhere"])
+    assert named == [str(scenario), str(qemu)]
+    monkeypatch.setattr(Path, "cwd", lambda: Path("/srv"))
+    script = nested._script("x", results=RESULTS, cache=CACHE, named=["/tmp/a/mine.toml", "/opt/qemu"])
+    (loop,) = [line for line in script.splitlines() if line.startswith("for path in")]
+    assert "/tmp/a/mine.toml" in loop
+    assert "/opt/qemu" not in script, "the root is there as it is"
 
 
 def test_a_missing_program_is_a_lack_with_its_mend(monkeypatch):
