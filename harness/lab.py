@@ -87,7 +87,7 @@ async def together(*work: Coroutine[Any, Any, Any]) -> None:
 
 
 class LabSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything a lab is made of. `cold` boots for real instead of starting from a saved state."""
+    """Everything a lab is made of. `cold` boots for real instead of starting from a saved state; `notes` are what every run in it has to say."""
 
     source: QemuInstall
     destination: QemuInstall
@@ -124,6 +124,7 @@ class LabSettings(msgspec.Struct, frozen=True, kw_only=True):
     migration_properties: dict[str, str] = {}
     boot_s: float = 60.0
     state_uri: str
+    notes: tuple[str, ...] = ()
 
     def spec(self, name: str, qemu: QemuInstall, addresses: Addresses, *, queues: int = 1, incoming: bool = False) -> MachineSpec:
         """The machine that runs a guest with these addresses. `incoming`: a migration's destination."""

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from harness.builds import resolve_qemu
-from harness.errors import EnvironmentLackError, SwitchoverError, UsageError
+from harness.errors import EnvironmentLackError, FeatureLackError, SwitchoverError, UsageError
 from harness.host.deadline import Deadline
 from harness.migrate.trials import TRIALS, Trial
 from harness.migrate.variety import FAILURES, VARIETY
@@ -21,6 +21,7 @@ from harness.model.matrix import Cell, CellResult, CellVerdict, cell_result
 from harness.model.result import RunResult
 from harness.model.scenario import Scenario
 from harness.run import RunOptions, run_scenario
+from harness.vm.board import common_type
 from harness.vm.discovery import Features, discover
 
 __all__ = ["BETWEEN", "GROUPS", "plan_matrix", "run_matrix"]
@@ -68,10 +69,10 @@ def _cell(trial: Trial, source: str, destination: str, known: dict[str, Features
     skip = next((side for side in sides if isinstance(side, str)), "")
     found = [side for side in sides if isinstance(side, Features)]
     if not skip and source != destination:
-        older, newer = sorted(found, key=lambda side: _version(side.version))
-        machine = next((each.name for each in older.machines if each.alias == "q35"), None)
-        if machine is None or machine not in {each.name for each in newer.machines}:
-            skip = f"QEMU {newer.version} has no machine type {machine or 'of a version'}, the newest q35 of {older.version}"
+        try:
+            machine = common_type("q35", source=found[0], destination=found[1])
+        except FeatureLackError as error:
+            skip = error.message
     if not skip:
         skip = "; ".join(reason for side in found for reason in side.lacking(list(trial.requires)))
     return Cell(
@@ -82,10 +83,6 @@ def _cell(trial: Trial, source: str, destination: str, known: dict[str, Features
 
 def _named(name: str, features: Features | str) -> str:
     return name if isinstance(features, str) else features.version if name == features.version else f"{name} ({features.version})"
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(".") if part.isdigit())
 
 
 async def run_matrix(

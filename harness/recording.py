@@ -62,7 +62,7 @@ class Recording:
 
     def __init__(self, lab: Lab, directory: RunDirectory, scenario: Scenario) -> None:
         self.figures: dict[str, float] = dict(lab.figures)
-        self.notes: list[str] = []
+        self.notes: list[str] = [*lab.settings.notes]
         self.failure: str | None = None
         self.calibration: CalibrationResult | None = None
         self._lab = lab

@@ -19,7 +19,7 @@ import msgspec
 
 from harness.aftermath import kept_on_failure
 from harness.builds import resolve_qemu
-from harness.errors import FeatureLackError, MigrationError, SwitchoverError, TestbedError
+from harness.errors import MigrationError, SwitchoverError, TestbedError
 from harness.host.accel import choose_accelerator
 from harness.host.deadline import Deadline
 from harness.host.facts import host_facts, require_vhost
@@ -35,6 +35,7 @@ from harness.recording import Recording
 from harness.store.index import Index, results_folder
 from harness.store.rundir import RunDirectory
 from harness.traffic.witness import require_programs
+from harness.vm.board import common_machine
 from harness.vm.discovery import discover
 from harness.vm.image import GuestImage, build_image, load_image
 from harness.vm.logs import LabLogs
@@ -64,9 +65,7 @@ async def prepare(scenario: Scenario, *, options: RunOptions, progress: Progress
     destination = await asyncio.to_thread(resolve_qemu, scenario.qemu.destination, options.cache)
     features = [await discover(qemu, cache=options.cache) for qemu in dict.fromkeys((source, destination))]
     plan = MigrationPlan.from_section(scenario.migration, mechanism=scenario.mechanism)
-    for side in features:
-        if lacking := side.lacking([f"machine:{scenario.guest.machine}"]):
-            raise FeatureLackError(lacking[0], hint="`switchover features --json` shows its machine types")
+    machine, notes = common_machine(scenario.guest.machine, source=features[0], destination=features[-1])
     check_plan(plan, scenario=scenario, source=features[0], destination=features[-1])
     check_host(plan)
     require_programs(scenario.traffic, peer=scenario.network.peer)
@@ -80,7 +79,7 @@ async def prepare(scenario: Scenario, *, options: RunOptions, progress: Progress
     root = await _root(scenario, image, options, progress) if scenario.guest.root is Root.DISK else None
     return LabSettings(
         source=source, destination=destination, accelerator=accelerator, accelerator_reason=reason, image=image, cache=options.cache,
-        memory=scenario.guest.memory, vcpus=scenario.guest.vcpus, machine=scenario.guest.machine,
+        memory=scenario.guest.memory, vcpus=scenario.guest.vcpus, machine=machine, notes=notes,
         cpu=scenario.guest.cpu, peer=scenario.network.peer, mtu=scenario.network.mtu, queues=scenario.network.queues,
         vhost=scenario.network.vhost, management=scenario.guest.management,
         shared_memory=scenario.guest.shared_memory, aux_ram_share=all(side.has("cpr-transfer") for side in features), disk=scenario.guest.disk,

@@ -28,10 +28,12 @@ __all__ = ["FEATURES", "KINDS", "Features", "MachineType", "discover"]
 
 NIC = "virtio-net-pci"
 SLOW_DEVICE = "slow-migration-device"
+PC = "generic-pc-machine"
+"""The type that all machines called pc-... derive from."""
 _QMP_FD = 3
 _DEADLINE_S = 60.0  # a loaded machine may take seconds to start QEMU; one that hangs is named
 
-DEVICES = (NIC, SLOW_DEVICE)
+DEVICES = (NIC, SLOW_DEVICE, "hpet", "vmport")
 """The devices that are asked about. Not all of a QEMU's: listing them loads every module, which a QEMU in a prefix of its
 own may not survive (10.0 and 11.1 look for modules in the host's folder, and abort when they are another build's)."""
 
@@ -89,10 +91,10 @@ class Features(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     `parameter_values` has the words that a parameter takes, where it takes words. `netdev_options` maps a backend
     ("tap") to its options, `device_properties` each device of `DEVICES` that is there to its properties,
-    `filter_properties` a filter class to its own. `kvm` says that KVM is compiled in, not that it works here.
+    `filter_properties` a filter class to its own. `machine_properties` are those of every PC machine. `kvm` says that KVM is compiled in, not that it works here.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     name: str
     version: str
     package: str
@@ -109,6 +111,7 @@ class Features(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     filter_properties: dict[str, tuple[str, ...]]
     trace_events: tuple[str, ...]
     machines: tuple[MachineType, ...]
+    machine_properties: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"QEMU {self.version} ({self.name})"
@@ -179,6 +182,7 @@ KINDS: dict[str, tuple[str, Callable[[Features], Collection[str]]]] = {
     "filter": ("network filter", lambda has: has.filter_properties),
     "filter-property": ("filter property", lambda has: _qualified(has.filter_properties)),
     "trace": ("trace event", lambda has: has.trace_events),
+    "machine-property": ("property of the PC machines", lambda has: has.machine_properties),
     "machine": (
         "machine type",
         lambda has: {name for machine in has.machines for name in (machine.name, machine.alias) if name},
@@ -330,6 +334,7 @@ async def ask(qmp: Qmp, *, name: str, build_id: str, deadline: Deadline) -> Feat
             )
             for machine in sorted(await query("query-machines"), key=lambda machine: str(machine["name"]))
         ),
+        machine_properties=await entries("qom-list-properties", typename=PC),
     )  # fmt: skip
 
 
