@@ -19,6 +19,7 @@ from harness.migrate.account import StopPoint
 from harness.migrate.cancel import cancelled_on_the_way
 from harness.migrate.faults import FaultInjector, find_survivor
 from harness.migrate.mechanisms.base import Mechanism, Report, Side, SwitchContext
+from harness.migrate.refusal import LEFT_ALONE, continue_source, last_words, never_ran
 from harness.migrate.watch import Watch
 from harness.migrate.ways import WayContext, make_way
 from harness.model.events import Event, Timeline
@@ -144,13 +145,18 @@ class MigrationDriver:
             await self._faults.finish()
             wanted = "cancelled" if self._plan.cancels else "completed"
             info = await self._final_info(status)
+            refused = not self._faults.planned and await self._refused(status)
+            if refused and status == "completed":
+                await continue_source(self._source.machine, event=self._event, note=self._notes.append)
+                status = "failed"
             if status in ("failed", "cancelled") and self._source.machine.process.returncode is None:
                 await self._after_failure()
             failure = ""
             if status != wanted and not self._faults.planned:
-                failure = f"the migration ended as {status!r}, not {wanted!r}: {info.get('error-desc') or self._last_words()}"
-            if self._faults.kills:
-                return await self._conclude_fault(status, info)
+                words = filter(None, (await last_words(self._destination.machine), info.get("error-desc")))
+                failure = f"the migration ended as {status!r}, not {wanted!r}: {'; '.join(words) or 'no reason was given'}"
+            if self._faults.kills or (refused and status != "failed"):
+                return await self._conclude_fault(status, info, failure)
             return await self._conclude(status, info, failure)
         except SwitchoverError:
             # Whatever went wrong before it was handed over: the source goes on, and nothing of ours may stay in it.
@@ -253,7 +259,7 @@ class MigrationDriver:
         """Await `work`, unless one of the two machines dies first.
 
         A destination that ends because the migration did (it was cancelled, or failed) may be seen to before the source says so: the
-        source's word, if it comes soon, tells more.
+        source's word, if it comes soon, tells more. One that refused what it was sent leaves the source with the status that is returned.
         """
         task = asyncio.ensure_future(work)
         heard = self._while_heard(task)
@@ -265,13 +271,29 @@ class MigrationDriver:
         except ProcessError:
             if self._source.machine.process.returncode is not None:
                 raise
-            await asyncio.wait({task}, timeout=_SOURCES_WORD_S)
+            soon = Deadline(_SOURCES_WORD_S)
+            while not (task.done() or soon.expired or self._status in LEFT_ALONE):
+                await asyncio.wait({task}, timeout=0.01)
+            if await self._refused(self._status):
+                return self._status
+            await asyncio.wait({task}, timeout=soon.remaining_s)
             if not task.done():
                 raise
             return task.result()
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+    @property
+    def _status(self) -> str:
+        """The source's last word."""
+        return self._statuses[-1][0] if self._statuses else "none"
+
+    async def _refused(self, status: str) -> bool:
+        """Whether the guest is nowhere: the source is done with it, and the destination ended without having run it."""
+        if status not in LEFT_ALONE or not self._way.moves:
+            return False
+        return await never_ran(self._destination.machine, resumed=lambda: self._resume_ns is not None)
 
     async def _while_heard(self, task: asyncio.Task[str]) -> str:
         """The task's result; `TestbedError` when the source's monitor is lost, and so its events, while the source lives on."""
@@ -283,8 +305,7 @@ class MigrationDriver:
                 either: set[asyncio.Future[Any]] = {task, asyncio.shield(source.process.ended)}
                 await asyncio.wait(either, timeout=_SOURCES_WORD_S, return_when=asyncio.FIRST_COMPLETED)
             if not task.done() and source.process.returncode is None:
-                last = self._statuses[-1][0] if self._statuses else "none"
-                raise TestbedError(f"the source's monitor was lost in the migration: how it ended can't be known; status seen last: {last}")
+                raise TestbedError(f"the source's monitor was lost in the migration: how it ended can't be known; status seen last: {self._status}")
             return await asyncio.shield(task)
         finally:
             lost.cancel()
@@ -344,13 +365,6 @@ class MigrationDriver:
             self._source.account.suspend("its machine was stopped and went on since the account began")
         await self._mechanism.aborted(self._context, stop_ns=self._stop_ns)
 
-    def _last_words(self) -> str:
-        """Why, by the destination's last line, where the source gives no reason."""
-        if self._destination.machine.process.returncode is None:
-            return "no reason was given"
-        lines = [line for line in self._destination.machine.process.read_output().decode(errors="replace").splitlines() if "qemu-system" in line]
-        return f"the destination ended with: {' / '.join(lines[-2:])}" if lines else "the destination ended without a word"
-
     # -- the end
 
     async def _conclude(self, status: str, info: dict[str, Any], failure: str) -> MigrationRecord:
@@ -380,7 +394,7 @@ class MigrationDriver:
             survivor="destination" if moved else "source",
         )
 
-    async def _conclude_fault(self, status: str, info: dict[str, Any]) -> MigrationRecord:
+    async def _conclude_fault(self, status: str, info: dict[str, Any], failure: str = "") -> MigrationRecord:
         """After a death: who goes on, and what is left at the TAPs of those who don't."""
         source, destination = self._source.machine, self._destination.machine
         stop, reason = None, "the source runs on"
@@ -418,7 +432,7 @@ class MigrationDriver:
             status=status, statuses=tuple(self._statuses), info=info, stop_ns=self._stop_ns,
             resume_ns=self._source_resume_ns() if survivor is source else self._resume_ns,
             completed_ns=next((t for name, t in self._statuses if name in _ENDED), None),
-            report=report, stop_point=stop, undelivered_reason=reason, notes=tuple(self._notes),
+            report=report, stop_point=stop, undelivered_reason=reason, notes=tuple(self._notes), failure=failure,
             survivor="source" if survivor is source else "destination" if survivor is destination else "", ended=tuple(ended),
         )
 

@@ -92,8 +92,7 @@ _ACCEPTS: dict[str, Callable[[_Comparison, float], bool]] = {
 
 def expectation_problems(scenario: Scenario) -> list[Problem]:
     """What is wrong with a scenario's `[expect]`; nothing needs to have run."""
-    traffic = plan_traffic(scenario.traffic)
-    names = _names(traffic.udp, traffic.tcp)
+    names = _planned(scenario)
     problems: list[Problem] = []
     for key, wanted in scenario.expect.items():
         try:
@@ -140,7 +139,7 @@ def expectation_answers(result: RunResult) -> dict[str, bool | None]:
 
 def _judge(result: RunResult, key: str, wanted: Any) -> tuple[bool | None, str]:
     try:
-        target, comparison = _understand(key, wanted, names=_names(result.streams, result.tcp))
+        target, comparison = _understand(key, wanted, names=_known(result))
     except _Refused as refused:
         raise ScenarioError(f"expect: {key} = {wanted!r}: {refused.wrong}", hint=refused.mend) from None
     value, resolution = _value(result, target)
@@ -158,7 +157,7 @@ def _value(result: RunResult, target: _Target) -> tuple[Any, float]:
     if target.summed:
         return sum(_walk(stream, target.way) for stream in result.streams), 0.0
     if target.way[0] in _NAMED and len(target.way) > 1:
-        entry = next(entry for entry in getattr(result, target.way[0]) if entry.name == target.way[1])
+        entry = next((entry for entry in getattr(result, target.way[0]) if entry.name == target.way[1]), None)
         value = _walk(entry, target.way[2:])
     else:
         value = _walk(result, target.way)
@@ -195,6 +194,18 @@ _Names = dict[str, list[str]]
 
 def _names(streams: Iterable[Any], connections: Iterable[Any]) -> _Names:
     return {"streams": [each.name for each in streams], "tcp": [each.name for each in connections]}
+
+
+def _planned(scenario: Scenario) -> _Names:
+    traffic = plan_traffic(scenario.traffic)
+    return _names(traffic.udp, traffic.tcp)
+
+
+def _known(result: RunResult) -> _Names:
+    """Those that the result has, and those that it was to have: the records of one that a guest sent may have ended with the guest."""
+    planned = _planned(result.scenario)
+    there = _names(result.streams, result.tcp)
+    return {kind: list(dict.fromkeys((*there[kind], *planned[kind]))) for kind in there}
 
 
 def _understand(key: str, wanted: Any, *, names: _Names) -> tuple[_Target, _Comparison]:

@@ -12,6 +12,8 @@ BOARD: dict[str, str] = {"hpet": "hpet", "vmport": "vmport"}
 
 Each has a section of its own in a migration's stream, which a QEMU without the device refuses."""
 
+_LISTED = "`switchover features --json` shows its machine types"
+
 
 def common_type(machine: str, *, source: Features, destination: Features) -> str:
     """A machine type that is the same one at both sides. A short name ("q35") that stands for two is pinned to the older QEMU's.
@@ -20,14 +22,16 @@ def common_type(machine: str, *, source: Features, destination: Features) -> str
     """
     for side in (source, destination):
         if lacking := side.lacking([f"machine:{machine}"]):
-            raise FeatureLackError(lacking[0], hint=_newest(machine, source, destination))
+            mend = _newest(machine, source, destination)
+            # The nearest name would be a misspelling's mend, and where a type of the family is there this is none.
+            raise FeatureLackError(f"{side} has no machine type {machine!r}" if mend else lacking[0], hint=mend or _LISTED)
     older, newer = sorted((source, destination), key=lambda side: _numbers(side.version))
     pinned = _full_name(machine, older)
     if pinned == _full_name(machine, newer):
         return machine
     if newer.lacking([f"machine:{pinned}"]):
         raise FeatureLackError(
-            f"QEMU {newer.version} has no machine type {pinned}, the newest {machine} of {older.version}", hint=_newest(pinned, older, newer)
+            f"QEMU {newer.version} has no machine type {pinned}, the newest {machine} of {older.version}", hint=_newest(pinned, older, newer) or _LISTED
         )
     return pinned
 
@@ -63,8 +67,8 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _newest(machine: str, one: Features, other: Features) -> str:
-    """The mend: the newest type of the same family that both sides have."""
+    """The mend: the newest type of the same family that both sides have; empty where there is none."""
     family = machine.rpartition("-")[0]
     shared = {each.name for each in one.machines} & {each.name for each in other.machines}
     same = sorted((name for name in shared if family and name.rpartition("-")[0] == family), key=lambda name: _numbers(name.rpartition("-")[2]))
-    return f"set guest.machine to {same[-1]}, the newest that both have" if same else "`switchover features --json` shows its machine types"
+    return f"set guest.machine to {same[-1]}, the newest that both have" if same else ""

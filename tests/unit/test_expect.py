@@ -151,6 +151,14 @@ def test_refused_at_load_and_at_judgement_alike(key: str, wanted: Any, wrong: st
     assert str(caught.value).startswith(f"expect: {key} = {wanted!r}: {wrong}")
 
 
+def test_a_stream_whose_records_ended_with_its_guest_was_not_measured() -> None:
+    left = (make_stream("udp-to-guest"),)
+    assert check_expectations(result({"streams.a.b.lost": 0}, streams=left)) == (
+        Verdict.INCONCLUSIVE, ("streams.a.b.lost was not measured, expected 0",)
+    )
+    assert check_expectations(result({"streams.a.b.lost": 0}, streams=left, outcome=Outcome.FAILED))[0] is Verdict.FAIL
+
+
 def test_counts_need_something_to_count() -> None:
     problems = expectation_problems(Scenario(name="x", expect={"lost": 0, "streams.udp.lost": 0}))
     assert [(problem.wrong, problem.mend) for problem in problems] == [
