@@ -92,6 +92,12 @@ FAILURES: tuple[Trial, ...] = (
     Trial(name="missing-device-handover", group="failure", mechanism="tap-handover",
           expect={"outcome": "failed", "lost": 0}, migration={"obstacle": "missing-device", "capabilities": ["return-path"],
           "hold_ms": 50}),
+    Trial(name="missing-feature-unnoticed", group="failure", expect=_FAILS, migration={"obstacle": "missing-feature"}),
+    Trial(name="missing-feature-unnoticed-handover", group="failure", mechanism="tap-handover", expect={"outcome": "failed", "lost": 0},
+          migration={"obstacle": "missing-feature", "hold_ms": 50}),
+    Trial(name="missing-feature-from-a-file", group="failure", expect=_FAILS, migration={"obstacle": "missing-feature", "transport": "file"}),
+    Trial(name="missing-feature-in-postcopy", group="failure", expect={"outcome": "failed"}, traffic=_ECHO,
+          migration={"mode": "postcopy", "obstacle": "missing-feature"}),
     Trial(name="disk-full", group="failure", expect=_FAILS, migration={"obstacle": "full-disk", "transport": "file"}),
     Trial(name="wrong-tls-identity", group="failure", expect=_FAILS,
           migration={"tls": True, "transport": "tcp", "parameters": {"tls-hostname": "someone-else.test"}}),
@@ -99,4 +105,4 @@ FAILURES: tuple[Trial, ...] = (
           migration={"mode": "postcopy", "transport": "tcp", "capabilities": ["postcopy-preempt"], "cut_after_ms": 200,
                      "parameters": {"max-postcopy-bandwidth": 8 << 20}}),
 )  # fmt: skip
-"""Failures. Where a source could not know in time that its destination refused, the guest may be lost: those have a return path."""
+"""Failures. Without a return path a source may take its migration for completed when the destination refuses, and is continued then."""

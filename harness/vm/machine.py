@@ -134,10 +134,12 @@ class Machine:
                 raise self.process.error(what)
             try:
                 return task.result()
+            except ProcessError:
+                raise  # this one's last words, or another's
             except TestbedError as error:
                 # A connection that broke because QEMU is about to be seen as gone tells less than QEMU's last words.
                 await asyncio.wait({ended}, timeout=0.5)
-                if ended.done() and not isinstance(error, ProcessError):
+                if ended.done():
                     raise self.process.error(what) from error
                 raise
         finally:

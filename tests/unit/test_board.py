@@ -16,7 +16,7 @@ def features(name: str, version: str, *machines: str, devices: tuple[str, ...] =
     known = [MachineType(name=each, alias="q35" if each == machines[0] else None) for each in machines]
     return Features(
         name=name, version=version, package="", build_id=name, kvm=False, capabilities=(), parameters=(), parameter_values={},
-        migration_properties=(), commands=(), events=(), netdev_options={}, device_properties={device: ("x",) for device in devices},
+        migration_properties=(), commands=(), events=(), netdev_options={}, device_properties=dict.fromkeys(devices, ("x",)),
         filter_properties={}, trace_events=(), machines=(*known, MachineType(name="microvm")), machine_properties=tuple(BOARD),
     )  # fmt: skip
 

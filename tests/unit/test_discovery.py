@@ -51,6 +51,7 @@ ANSWERS: dict[str, Any] = {
     "trace-event-get-state": [{"name": "vm_stop", "state": "disabled"}, {"name": "savevm", "state": "disabled"}],
     "device-list-properties virtio-net-pci": [{"name": "mq", "type": "bool"}, {"name": "mac", "type": "str"}],
     "qom-list-properties filter-buffer": [{"name": "interval", "type": "uint32"}],
+    "qom-list-properties generic-pc-machine": [{"name": "hpet", "type": "bool"}],
     "qom-list-properties migration": [{"name": "send-vm-started", "type": "bool"}],
 }
 """By command, and by type where it asks about one; anything else is refused."""
@@ -116,6 +117,7 @@ def test_every_list_is_what_the_qemu_said(found: Features) -> None:
     assert found.device_properties == {"virtio-net-pci": ("mac", "mq")}
     assert found.filter_properties == {"filter-buffer": ("interval",)}
     assert found.migration_properties == ("send-vm-started",)
+    assert found.machine_properties == ("hpet",)
     assert found.trace_events == ("savevm", "vm_stop")
     assert found.machines == (
         MachineType(name="pc-i440fx-10.0", alias="pc", default=True, deprecated=True),
@@ -142,7 +144,7 @@ def test_a_qemu_that_goes_away_is_an_error() -> None:
         "capability:netpass", "parameter:mode", "parameter-value:mode=cpr-transfer", "migration-property:send-vm-started",
         "command:query-kvm", "event:STOP", "netdev:tap", "netdev-option:tap.fds", "netdev-option:fds",
         "device:virtio-net-pci", "device-property:virtio-net-pci.mq", "device-property:mq", "filter:filter-buffer",
-        "filter-property:filter-buffer.interval", "filter-property:interval", "trace:vm_stop", "machine:q35",
+        "filter-property:filter-buffer.interval", "filter-property:interval", "trace:vm_stop", "machine:q35", "machine-property:hpet",
         "machine:pc-q35-10.0", "netpass", "vm-started", "cpr-transfer",
     ],
 )  # fmt: skip

@@ -49,7 +49,7 @@ def test_names_that_every_supported_qemu_has(found: Features) -> None:
               "command:migrate-continue", "command:query-migrate", "event:STOP", "event:RESUME", "event:MIGRATION",
               "netdev-option:tap.fds", "netdev-option:tap.vhost", "filter:filter-buffer", "filter-property:filter-buffer.interval",
               "filter-property:filter-redirector.outdev", "device-property:virtio-net-pci.mq", "trace:runstate_set",
-              "migration-property:store-global-state", "machine:q35", "machine:pc",
+              "migration-property:store-global-state", "machine:q35", "machine:pc", "machine-property:hpet", "machine-property:vmport",
               "pause-before-switchover", "return-path", "postcopy", "multifd", "ring-status"]  # fmt: skip
     assert found.lacking(wishes) == []
 
