@@ -44,7 +44,7 @@ _MEMORY = "3G"
 _PATIENCE = 20
 """What a second is to the lab inside: TCG in TCG is so much slower."""
 _VCPUS = 1
-"""A lab inside hardly uses a second one, and under TCG it makes order doubtful: a frame stamped on one may be queued behind a later one of the other."""
+"""A lab inside hardly uses a second one, and with one the frames of a direction are queued in the order in which they were stamped."""
 _SOCKET, _CONSOLE = "root.sock", "console.log"
 _TCG_CPU = "max,la57=off"
 """Without a fifth level of page tables, each of which TCG walks."""

@@ -114,7 +114,11 @@ class Capture:
     truncated: int
     fragments: int
     backward_ns: int
-    """The largest step backwards from one packet's time to the next's: above some 0.1 ms the clock was set."""
+    """The largest step backwards from one packet's time to the next one's of its direction: above some 0.1 ms the clock was set.
+
+    Between directions it means nothing: what comes in is stamped when it is queued for the processor, what goes out when it goes out, and
+    a busy processor gets to its queue milliseconds later.
+    """
 
 
 _TYPES: dict[str, Any] = {
@@ -154,7 +158,6 @@ def read_capture(path: Path) -> Capture:
         interfaces = tuple(interface.name for interface in reader.interfaces)
         counters = reader.counters
     columns = room.select(slice(count))
-    steps = np.diff(columns.time_ns)
     return Capture(
         columns=columns,
         interfaces=interfaces,
@@ -163,8 +166,13 @@ def read_capture(path: Path) -> Capture:
         malformed=int(np.count_nonzero(columns.status == MALFORMED)),
         truncated=int(np.count_nonzero(columns.status == TRUNCATED)),
         fragments=int(np.count_nonzero(columns.fragment)),
-        backward_ns=max(0, -int(steps.min())) if steps.size else 0,
+        backward_ns=_backward_ns(columns),
     )
+
+
+def _backward_ns(columns: Columns) -> int:
+    steps = (np.diff(columns.time_ns[columns.direction == direction]) for direction in np.unique(columns.direction))
+    return max((max(0, -int(each.min())) for each in steps if each.size), default=0)
 
 
 def _total(counters: Sequence[CaptureCounters], name: str, interfaces: int) -> int | None:

@@ -21,8 +21,8 @@ from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
 from harness.analysis import columns as c
-from harness.analysis.columns import Columns, decode
-from harness.analysis.pcapng import PacketBatch
+from harness.analysis.columns import Columns, decode, read_capture
+from harness.analysis.pcapng import INBOUND, OUTBOUND, PacketBatch, PcapngWriter
 from harness.analysis.synthetic import frames_batch, probe_batch, probe_frame
 
 # A slow example on a busy machine is no failure.
@@ -231,3 +231,24 @@ def test_many_packets_and_selection() -> None:
     assert len(c.concatenate([])) == 0
     bytes_each = sum(getattr(found, field).itemsize for field in Columns.__dataclass_fields__)
     assert bytes_each < 130
+
+
+@pytest.mark.parametrize(
+    ("frames", "backward_ms"),
+    [
+        # what came in was stamped at 3 ms, and what went out at 11 ms was in the file before the processor got to it
+        ([(0, INBOUND), (11, OUTBOUND), (3, INBOUND), (14, INBOUND), (31, OUTBOUND)], 0),
+        ([(0, INBOUND), (11, OUTBOUND), (15, INBOUND), (8, INBOUND), (9, OUTBOUND)], 7),
+        ([(5, OUTBOUND)], 0),
+        ([], 0),
+    ],
+    ids=["between directions", "a clock that was set", "one frame", "no frame"],
+)
+def test_a_clock_that_was_set_is_seen_within_a_direction(tmp_path, frames, backward_ms):
+    path = tmp_path / "peer.pcapng"
+    with path.open("wb") as file:
+        writer = PcapngWriter(file)
+        writer.add_interface("peer")
+        for time_ms, direction in frames:
+            writer.write(probe_batch([time_ms], time_ns=1_700_000_000_000_000_000 + time_ms * 1_000_000, direction=direction))
+    assert read_capture(path).backward_ns == backward_ms * 1_000_000
