@@ -6,7 +6,8 @@ capture counts the frames that were handed to the TAP: while frames of one buffe
 TAP's queue, delivered or not, is told by the TAP's own counter: tun counts a packet as transmitted when it is read.
 
 Frames that take several buffers (mergeable buffers, GSO: TCP in bulk) can't be counted against buffers. Then the lengths in the used
-ring tell them apart: all that QEMU did not read is missing, and of the few that it read last the guest got those whose lengths the
+ring tell them apart. From a quiet moment before the stop that the ring still reaches back to, they are counted off one by one. Where there was none,
+all that QEMU did not read is missing, and of the few that it read last the guest got those whose lengths the
 ring ends with. Where more than one number of them fits and all in question are TCP segments, they are called missing: a mechanism that
 sends them again does no harm, since TCP drops what it has. A TAP with several queues: `harness.migrate.queues`.
 
@@ -18,6 +19,8 @@ vhost has given back what it had taken and not delivered, and QEMU reads the TAP
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,8 +44,18 @@ _MOST_SWALLOWED = 64
 _MOST_TAKEN_BEFORE = 4
 """Frames that a stock QEMU read before its stop and did not deliver: at most one purged and one parked, and a margin."""
 _MOST_RECENT = 20_000
+_MARKS = 8
 _CALM_READINGS = 3
 """Readings in a row that must agree. Each is answered by the loop that reads the TAP, so what had arrived was dealt with."""
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """A quiet moment, over at `time_ns`: all frames before `number` had come to the ring, whose index was `used_index`."""
+
+    number: int
+    used_index: int
+    time_ns: int
 
 
 @dataclass(frozen=True)
@@ -95,6 +108,21 @@ def missing_by_lengths(
     return allowed
 
 
+def frames_in_buffers(frame_bytes: Sequence[int], ring_bytes: Sequence[int], *, header_bytes: int = VNET_HEADER_BYTES) -> int | None:
+    """How many frames, from the first on, fill exactly these buffers (bytes written to each, oldest first). None if no number of them does."""
+    position, total = 0, 0
+    for count, length in enumerate([0, *frame_bytes]):
+        total += length + header_bytes if count else 0
+        while total > 0 and position < len(ring_bytes):
+            total -= ring_bytes[position]
+            position += 1
+        if total != 0:
+            return None
+        if position == len(ring_bytes):
+            return count
+    return None
+
+
 class FrameAccount:
     """The account of one machine's TAP, or with `pair` of that queue of it. `tap` has seen every frame to it."""
 
@@ -114,6 +142,9 @@ class FrameAccount:
         self._countable = True  # each of them took one buffer
         self._read_before: int | None = None  # the TAP's counter less the number of frames sent to it, when all of those were read
         self._never: set[int] = set()  # frames that the guest can't get
+        self._marks: deque[_Mark] = deque(maxlen=_MARKS)
+        self.wants_marks = False
+        """Frames of several buffers passed that nobody may send again: then `look` from time to time, so that the stop finds a mark near it."""
         self.reason = "its account was never begun"
 
     @property
@@ -151,6 +182,15 @@ class FrameAccount:
             return False
         return all(worker.idle for worker in vhost_workers())
 
+    async def _calm(self) -> _Mark | None:
+        """Where the ring stands, if nothing arrives for some readings, and all that did was dealt with."""
+        before = self._tap.drain()
+        dealt_with = await self._dealt_with(before)
+        indices = {(await self._ring()).used_index for _ in range(_CALM_READINGS)}
+        if not dealt_with or self._tap.drain() != before or len(indices) != 1:
+            return None
+        return _Mark(before, indices.pop(), time.time_ns())
+
     async def sync(self, *, deadline: Deadline) -> None:
         """Begin the account in a quiet moment: nothing arrives for some readings, and all that did was dealt with."""
         if len(self._port.fds) > 1 and self._pair is None:
@@ -161,13 +201,11 @@ class FrameAccount:
         self._filter = await read_receive_filter(self._machine, nic=self._nic)
         while True:
             before = self._tap.drain()
-            dealt_with = await self._dealt_with(before)
-            rings = [await self._ring() for _ in range(_CALM_READINGS)]
-            counters = await self._network.counters(self._port)
-            if dealt_with and self._tap.drain() == before and len({ring.used_index for ring in rings}) == 1:
-                self._begin(before)
-                self._offset = -rings[-1].used_index % _INDEX_MODULUS
-                self._read_before = counters.tx_packets - before
+            mark, counters = await self._calm(), await self._network.counters(self._port)
+            if mark is not None and self._tap.drain() == mark.number:
+                self._begin(mark)
+                self._offset = -mark.used_index % _INDEX_MODULUS
+                self._read_before = counters.tx_packets - mark.number
                 return
             if deadline.expired:
                 raise deadline.error("a quiet moment at the guest's TAP", seen=f"{self._tap.count - before} frames in a reading")
@@ -191,9 +229,19 @@ class FrameAccount:
         """Begin the account of a destination: its guest comes with the source's ring, and its TAP is fresh, or the source's."""
         self._filter = await read_receive_filter(self._machine, nic=self._nic)
         same_tap = self._tap is source._tap
-        self._begin(stop.first_undelivered if same_tap else 0)
+        self._begin(_Mark(stop.first_undelivered if same_tap else 0, stop.used_index, time.time_ns()))
         self._offset = -stop.used_index % _INDEX_MODULUS
         self._read_before = source._read_before if same_tap else 0
+
+    async def ended(self, stop: StopPoint) -> StopPoint:
+        """`stop`, when its machine has ended: the TAP's counter now says all that QEMU read, as the frame that it parked after it was asked.
+
+        Nobody else may have read the TAP meanwhile. With several queues it is `stop` itself.
+        """
+        if stop.queues or self._read_before is None:
+            return stop
+        counters = await self._network.counters(self._port)
+        return dataclasses.replace(stop, first_unread=counters.tx_packets - self._read_before)
 
     async def left(self, stop: StopPoint) -> list[list[LiveFrame]]:
         """What was sent to each queue and not delivered, from a machine's stop until now."""
@@ -218,33 +266,40 @@ class FrameAccount:
         self._filter = await read_receive_filter(self._machine, nic=self._nic)
         while True:
             before = self._tap.drain()
-            dealt_with = await self._dealt_with(before)
-            rings = [await self._ring() for _ in range(_CALM_READINGS)]
-            if dealt_with and self._tap.drain() == before and len({ring.used_index for ring in rings}) == 1:
+            mark = await self._calm()
+            if mark is not None:
                 break
             if deadline.expired:
                 raise deadline.error("a quiet moment at the guest's TAP", seen=f"{self._tap.count - before} frames in a reading")
             await asyncio.sleep(0.005)
-        self._scan(end=before)
+        self._scan(end=mark.number)
         if self._tap.dropped:
             raise TestbedError(f"the live capture of {self._tap.interface} dropped {self._tap.dropped} frames")
         if not self._countable:
             raise TestbedError("frames of several buffers passed, or more than the live capture keeps")
-        found = (self._passed - rings[-1].used_index - offset) % _INDEX_MODULUS
+        found = (self._passed - mark.used_index - offset) % _INDEX_MODULUS
         if found > self._passed:
             raise TestbedError(f"the guest has {_INDEX_MODULUS - found} frames more than were sent to it since the account began")
         return found
 
-    def _begin(self, since: int) -> None:
-        self._scanned = since
-        self._passed, self._countable = 0, True
+    def _begin(self, mark: _Mark) -> None:
+        self._scanned = mark.number
+        self._passed, self._countable, self.wants_marks = 0, True, False
         self._recent.clear()
+        self._marks.clear()
+        self._marks.append(mark)
 
     async def look(self) -> None:
-        """Take in what was sent until now, so that there is less to look at when the machine has stopped."""
-        if self._offset is not None:
-            self._filter = await read_receive_filter(self._machine, nic=self._nic)
-            self._scan(end=self._tap.drain())
+        """Take in what was sent until now, so that there is less to look at when the machine has stopped.
+
+        Where `wants_marks`, it is taken down where the ring stands, if the moment is quiet.
+        """
+        if self._offset is None:
+            return
+        self._filter = await read_receive_filter(self._machine, nic=self._nic)
+        self._scan(end=self._tap.drain())
+        if self.wants_marks and (mark := await self._calm()) is not None:
+            self._marks.append(mark)
 
     def _scan(self, *, end: int) -> None:
         """Look at the frames up to number `end` that were not looked at yet."""
@@ -252,12 +307,15 @@ class FrameAccount:
         if self._tap.oldest > self._scanned:  # forgotten unseen: only the lengths can tell then
             self._countable = False
             self._recent.clear()
+            self._marks.clear()
         for frame in self._tap.frames(first=self._scanned):
             if frame.number >= end:
                 break
             if frame.number not in self._never and self._filter.passes(frame.frame):
                 self._passed += 1
-                self._countable &= len(frame.frame) <= ONE_BUFFER_BYTES
+                if len(frame.frame) > ONE_BUFFER_BYTES:
+                    self._countable = False
+                    self.wants_marks |= self._pair is None and not _is_tcp(frame.frame)
                 self._recent.append(frame)
         self._scanned = max(self._scanned, end)
 
@@ -287,7 +345,8 @@ class FrameAccount:
         else:
             # From the guest's memory, which is live where a destination shares it: not read unless it is needed.
             ring = await self._ring(lengths=True)
-            missing, doubtful = missing_from_ring(ring, recent, stop_ns=stop_ns, first_unread=first_unread)
+            counted = self._since_a_mark(ring, recent, stop_ns=stop_ns)
+            missing, doubtful = missing_from_ring(ring, recent, stop_ns=stop_ns, first_unread=first_unread, counted=counted)
         if missing > len(recent):
             raise TestbedError(f"{missing} frames are missing, more than the {len(recent)} that were kept")
         first_undelivered = recent[-missing].number if missing else end
@@ -297,10 +356,29 @@ class FrameAccount:
         )  # fmt: skip
 
 
-def missing_from_ring(ring: ReceiveRing, recent: Sequence[LiveFrame], *, stop_ns: int, first_unread: int) -> tuple[int, int]:
+    def _since_a_mark(self, ring: ReceiveRing, recent: Sequence[LiveFrame], *, stop_ns: int) -> int | None:
+        """How many frames are missing, counted off in the ring from the newest quiet moment before the stop. None where there was none near enough.
+
+        The index wraps: an answer far from what is possible comes from a mark too old.
+        """
+        mark = next((mark for mark in reversed(self._marks) if mark.time_ns < stop_ns), None)
+        if mark is None:
+            return None
+        buffers = (ring.used_index - mark.used_index) % _INDEX_MODULUS
+        if buffers > len(ring.lengths):
+            return None
+        since = [frame for frame in recent if frame.number >= mark.number]
+        got = frames_in_buffers([len(frame.frame) for frame in since], ring.lengths[len(ring.lengths) - buffers :])
+        return None if got is None else len(since) - got
+
+
+def missing_from_ring(
+    ring: ReceiveRing, recent: Sequence[LiveFrame], *, stop_ns: int, first_unread: int, counted: int | None = None
+) -> tuple[int, int]:
     """How many of the newest frames are missing from the ring, by their lengths; and how many of those may be there all the same.
 
-    `first_unread`: number of the first frame that QEMU did not read. `TestbedError` where several numbers fit and it would matter.
+    `first_unread`: number of the first frame that QEMU did not read; `counted`: what another count says, which decides if the lengths allow
+    it. `TestbedError` where several numbers fit and it would matter.
     """
     unread = sum(frame.number >= first_unread for frame in recent)
     taken_since = sum(frame.number < first_unread and frame.time_ns > stop_ns for frame in recent)
@@ -309,6 +387,8 @@ def missing_from_ring(ring: ReceiveRing, recent: Sequence[LiveFrame], *, stop_ns
     )
     if not allowed:
         raise TestbedError("the receive ring does not tell which frames the guest got: its lengths fit no number of missing frames")
+    if counted in allowed:
+        return counted, 0
     fewest, most = allowed[0], allowed[-1]
     if fewest == most:
         return most, 0

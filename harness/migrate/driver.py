@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +34,8 @@ __all__ = ["EndedSide", "MigrationDriver", "MigrationRecord"]
 _SOURCES_WORD_S = 5.0
 _NOTICE_S = 15.0
 """A machine whose other side died must have noticed by then."""
+_LOOK_AGAIN_S = 0.1
+"""A ring of 256 buffers reaches back so far at 2500 buffers a second."""
 _ENDED = frozenset({"completed", "failed", "cancelled"})
 SOURCE_DIED = "source-died"
 """The status of a migration whose source could not say how it ended."""
@@ -140,7 +142,7 @@ class MigrationDriver:
                 self._event("migrate", {"mechanism": self._plan.mechanism, "mode": self._plan.mode})
                 await self._way.begin(self._passage)
                 follow = self._follow(watch)
-                async with cancelled_on_the_way(self._plan, self._source.machine, event=self._event):
+                async with self._account_kept(), cancelled_on_the_way(self._plan, self._source.machine, event=self._event):
                     status = await (self._outlive(follow) if self._faults.planned else self._unless_dead(follow))
             await self._faults.finish()
             wanted = "cancelled" if self._plan.cancels else "completed"
@@ -172,6 +174,24 @@ class MigrationDriver:
                 await asyncio.gather(self._resumed, return_exceptions=True)
 
     # -- the steps
+
+    @contextlib.asynccontextmanager
+    async def _account_kept(self) -> AsyncIterator[None]:
+        """Until the source stops its account is told from time to time to look, where it says that it needs that."""
+
+        async def look() -> None:
+            account = self._source.account
+            with contextlib.suppress(SwitchoverError):  # the source has ended, or can't be asked: its account says so when it is asked
+                while self._stop_ns is None and account.wants_marks:
+                    await account.look()
+                    await asyncio.sleep(_LOOK_AGAIN_S)
+
+        task = asyncio.ensure_future(look())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     def _needed_pause(self) -> tuple[str, ...]:
         return ("pause-before-switchover",) if self._mechanism.needs_pause else ()
@@ -381,7 +401,10 @@ class MigrationDriver:
             destination_info = await self._destination.machine.qmp.command("query-migrate")
         report = await self._mechanism.finish(self._context)
         if moved:
-            stranded = await self._close_source()
+            await self._close_source()
+            if not self._mechanism.keeps_port:  # else the destination goes on reading it
+                stop = await self._source.account.ended(stop) if stop is not None else None
+                stranded = tuple(tuple(read_queue([fd])) for fd in self._source.port.fds)
         elif self._stop_ns is not None and not self._aborted:  # else it was said already, and the mechanism may know better since
             self._source.account.suspend("its machine was stopped and went on since the account began")
         return MigrationRecord(
@@ -416,7 +439,7 @@ class MigrationDriver:
         ended = []
         if survivor is not source:
             died_with_guest = source.process.returncode is not None and self._resume_ns is None
-            await self._close_source(read=False)
+            await self._close_source()
         if survivor is not source and (survivor is None or not self._mechanism.keeps_port):
             ended.append(EndedSide("source", self._source, self._faults.done_ns if died_with_guest else None))
         if survivor is not destination:
@@ -461,8 +484,8 @@ class MigrationDriver:
         except SwitchoverError as error:
             return None, error.message
 
-    async def _close_source(self, *, read: bool = True) -> tuple[tuple[bytes, ...], ...] | None:
-        """End the source machine and (with `read`) read back what still waits in each of its TAP's queues, unless the destination does."""
+    async def _close_source(self) -> None:
+        """End the source machine."""
         machine = self._source.machine
         try:
             await machine.qmp.command("quit", deadline=Deadline(2.0))
@@ -470,8 +493,5 @@ class MigrationDriver:
         except TestbedError:
             pass  # it is killed below, which for a machine that is done makes no difference
         await machine.close()
-        if not read or self._mechanism.keeps_port:
-            return None
-        return tuple(tuple(read_queue([fd])) for fd in self._source.port.fds)
 
 

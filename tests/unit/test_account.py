@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import struct
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +17,7 @@ from harness.errors import DeadlineError, TestbedError
 from harness.host.deadline import Deadline
 from harness.host.vhost import VhostWorker
 from harness.migrate import account as account_module
-from harness.migrate.account import FrameAccount, StopPoint, missing_by_lengths, missing_from_ring
+from harness.migrate.account import FrameAccount, StopPoint, frames_in_buffers, missing_by_lengths, missing_from_ring
 from harness.vm.argv import NicSpec
 from harness.vm.virtqueue import ReceiveFilter, ReceiveRing, read_receive_filter, read_receive_ring
 
@@ -278,6 +280,108 @@ def test_with_vhost_the_stop_says_what_waits_and_what_qemu_took(monkeypatch):
     world.sent, world.taken, world.written = 12, 9, 8  # QEMU parked one, three wait
     stop = asyncio.run(world.account.at_stop(stop_ns=0))
     assert (stop.first_undelivered, stop.first_unread, stop.swallowed, stop.used_index) == (8, 9, 1, 108)
+
+
+def test_what_qemu_reads_after_it_was_asked_is_known_when_it_has_ended(monkeypatch):
+    """A frame that comes to a stopped machine is parked; the first one may come after the stop was asked about."""
+    world = VhostWorld(monkeypatch)
+    asyncio.run(world.account.sync(deadline=Deadline(5)))
+    stop = asyncio.run(world.account.at_stop(stop_ns=0))
+    assert stop.swallowed == 0
+    world.sent, world.taken = 8, 6
+    ended = asyncio.run(world.account.ended(stop))
+    assert (ended.first_undelivered, ended.swallowed) == (5, 1)
+    several = dataclasses.replace(stop, queues=(stop, stop))
+    assert asyncio.run(world.account.ended(several)) is several
+
+
+@pytest.mark.parametrize(
+    ("frames", "buffers", "count"),
+    [
+        ([], [], 0),
+        ([100], [], 0),
+        ([100, 100], [112], 1),
+        ([8042, 8042, 8042], [4054, 4000, 4054, 4000], 2),
+        ([8042, 8042], [4054], None),  # half a frame: the mark or the list is not what it is taken for
+        ([100], [112, 112], None),  # more than was sent
+        ([8042, 60], [4054, 4000, 72], 2),
+    ],
+)
+def test_frames_are_counted_off_in_the_buffers_they_fill(frames, buffers, count):
+    assert frames_in_buffers(frames, buffers) == count
+
+
+class LargeFrames:
+    """Frames of 8042 bytes, each in two buffers of a ring of 256; `delivered` of the `sent` came to it."""
+
+    def __init__(self) -> None:
+        self.sent = self.delivered = self.taken = 0
+        self.spec = SimpleNamespace(name="m0", nics=(NicSpec(id="net0", mac="52:54:00:77:00:02"),))
+        self.qmp, self.oldest, self.dropped, self.count = self, 0, 0, 0
+        self.account = FrameAccount(self, self, network=self, port=SimpleNamespace(name="sw-m0", fds=[9]), nic="net0")
+
+    async def command(self, name: str, /, **arguments):
+        if name == "query-rx-filter":
+            return [{"name": "net0", "promiscuous": True, "main-mac": "52:54:00:77:00:02", "unicast": "normal", "multicast": "normal",
+                     "unicast-overflow": False, "multicast-overflow": False, "unicast-table": [], "multicast-table": []}]  # fmt: skip
+        return {"used-idx": 2 * self.delivered % 65536, "vring-num": 256, "vring-used": 0x1000}
+
+    async def guest_memory(self, address: int, size_bytes: int) -> bytes:
+        entries = b"".join(struct.pack("<II", 0, (4054, 4000)[number % 2]) for number in range(256))
+        return (struct.pack("<HH", 0, 2 * self.delivered % 65536) + entries)[:size_bytes]
+
+    async def counters(self, port):
+        return SimpleNamespace(tx_packets=self.taken)
+
+    def drain(self) -> int:
+        return self.sent
+
+    def frames(self, *, first: int = 0) -> list[LiveFrame]:
+        return [segment(number, 8042, protocol=17) for number in range(first, self.sent)]
+
+    def deliver(self, count: int) -> None:
+        self.sent += count
+        self.taken += count
+        self.delivered += count
+
+    async def stops(self, *, looks: bool) -> StopPoint:
+        """The account from the first frame to a stop; one frame purged, one parked, three wait. `looks`: a little before."""
+        await self.account.sync(deadline=Deadline(5))
+        for _ in range(100):
+            self.deliver(50)
+            if looks:
+                await self.account.look()
+        self.deliver(7)
+        self.sent, self.taken = self.sent + 5, self.taken + 2
+        return await self.account.at_stop(stop_ns=time.time_ns())
+
+
+def test_frames_of_like_length_are_counted_from_a_quiet_moment_before_the_stop():
+    world = LargeFrames()
+    stop = asyncio.run(world.stops(looks=True))
+    assert world.account.wants_marks
+    assert (stop.first_undelivered, stop.first_unread, stop.swallowed, stop.doubtful) == (5007, 5009, 2, 0)
+
+
+def test_frames_of_like_length_without_a_quiet_moment_are_not_guessed_at():
+    with pytest.raises(TestbedError, match="does not tell which frames the guest got"):
+        asyncio.run(LargeFrames().stops(looks=False))
+
+
+def test_a_quiet_moment_after_the_stop_says_nothing_of_it():
+    """A frame that the stopped machine parked is in no ring, and nothing moves all the same."""
+    world = LargeFrames()
+
+    async def scene() -> None:
+        await world.account.sync(deadline=Deadline(5))
+        world.deliver(200)
+        stop_ns = time.time_ns()
+        world.sent, world.taken = 201, 201
+        await world.account.look()
+        await world.account.at_stop(stop_ns=stop_ns)
+
+    with pytest.raises(TestbedError, match="does not tell which frames the guest got"):
+        asyncio.run(scene())
 
 
 def test_a_frame_that_the_guest_can_t_get_is_not_missing(monkeypatch):
