@@ -189,7 +189,10 @@ class Warden:
         return {}, [os.open(request["path"], request["flags"] | os.O_CLOEXEC, 0o600)]
 
     def do_mkdir(self, request: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], list[int]]:
+        """Make a folder; with `disk_bytes` a file system in memory of that size is put over it, anew each time."""
         os.makedirs(request["path"], mode=0o700, exist_ok=True)
+        if request.get("disk_bytes"):
+            mount("tmpfs", request["path"], MS_NOSUID | MS_NODEV, f"mode=0700,size={request['disk_bytes']}")
         return {}, []
 
     def do_stat(self, request: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], list[int]]:

@@ -7,10 +7,10 @@ import msgspec
 from harness.model.scenario import Obstacle
 from harness.vm.argv import MachineSpec
 
-__all__ = ["FULL", "with_obstacle"]
+__all__ = ["SMALL_DISK_BYTES", "with_obstacle"]
 
-FULL = "/dev/full"
-"""A file to which nothing can be written: no space is left on its device."""
+SMALL_DISK_BYTES = 1 << 20
+"""Of the file system that a migration's file is too large for (not /dev/full: newer QEMUs truncate their file first)."""
 
 
 def with_obstacle(spec: MachineSpec, obstacle: Obstacle | None) -> MachineSpec:

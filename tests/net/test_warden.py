@@ -43,6 +43,20 @@ def test_a_failed_process_says_what_it_was_and_what_it_said(run):
     assert "sh -c 'echo last words >&2; exit 7'" in str(error)
 
 
+def test_a_folder_may_be_a_small_file_system_of_its_own(run):
+    async def body():
+        async with Warden() as warden:
+            folder = SCRATCH / "small"
+            await warden.request("mkdir", path=str(folder), disk_bytes=1 << 16)
+            process = await warden.spawn("writer", ["dd", "if=/dev/zero", f"of={folder}/file", "bs=4096", "count=17"])
+            return await process.wait(Deadline(5)), process.read_output().decode(), Path(folder).exists()
+
+    status, said, outside = run(body())
+    assert status == 1
+    assert "No space left on device" in said
+    assert not outside
+
+
 def test_a_program_that_is_not_there_is_an_error_of_its_own(run):
     async def body():
         async with Warden() as warden:

@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.host.network import MANAGEMENT_HOST6
 from harness.host.warden import SCRATCH
-from harness.migrate.obstacles import FULL
+from harness.migrate.obstacles import SMALL_DISK_BYTES
 from harness.migrate.ways.base import WayContext
 from harness.model.scenario import Obstacle, Transport
 from harness.vm.machine import Machine
@@ -62,11 +62,14 @@ async def can_use_files(machine: Machine) -> bool:
     return any(entry["capability"] == "mapped-ram" for entry in listed)
 
 
-def stored_path(context: WayContext) -> str:
+async def stored_path(context: WayContext) -> str:
     """The file that a stored migration goes through."""
+    name = context.destination.spec.name
     if context.plan.obstacle is Obstacle.FULL_DISK:
-        return FULL
-    return str(SCRATCH / f"{context.destination.spec.name}.state")
+        small = SCRATCH / f"{name}.small"
+        await context.warden.request("mkdir", path=str(small), disk_bytes=SMALL_DISK_BYTES)
+        return str(small / f"{name}.state")
+    return str(SCRATCH / f"{name}.state")
 
 
 async def file_address(machine: Machine, path: str, *, writes: bool) -> str:

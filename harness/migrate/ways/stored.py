@@ -25,6 +25,7 @@ class Stored:
 
     def __init__(self) -> None:
         self._direct: int | None = None
+        self._path = ""
 
     async def listen(self, context: WayContext) -> None:
         await configure(context, context.source, Sides.SOURCE)
@@ -47,7 +48,8 @@ class Stored:
     async def _address(self, context: WayContext, machine: Machine, *, writes: bool) -> str:
         if context.plan.parameters.get("direct-io"):
             return await self._direct_address(machine, os.O_WRONLY if writes else os.O_RDONLY)
-        return await file_address(machine, stored_path(context), writes=writes)
+        self._path = self._path or await stored_path(context)
+        return await file_address(machine, self._path, writes=writes)
 
     async def _direct_address(self, machine: Machine, access: int) -> str:
         """An unnamed file on a disk, opened with and without O_DIRECT, as a set of descriptors: nothing is left however we end.
@@ -69,8 +71,8 @@ class Stored:
         if self._direct is not None:
             os.close(self._direct)
             self._direct = None
-        if context.plan.obstacle is None:  # else it is a device of the host's
-            await context.warden.unlink(Path(stored_path(context)))
+        if self._path:
+            await context.warden.unlink(Path(self._path))
 
 
 class Snapshot(Stored):
