@@ -171,7 +171,7 @@ async def _execute(
                     await recording.migrate(plan, deadline=deadline)
                 except MigrationError as error:
                     recording.failure = error.message
-                    recording.notes.append(error.message)
+                    recording.notes.insert(0, error.message)
             await asyncio.sleep(timing.tail_s)
             say("bringing in the records")
             await recording.stop_traffic(traffic, drain_s=timing.drain_s, deadline=deadline)

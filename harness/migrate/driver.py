@@ -437,11 +437,14 @@ class MigrationDriver:
             report = Report()
             self._notes.append(f"what the mechanism did is not known: {error.message}")
         ended = []
+        source_died_ns = None
         if survivor is not source:
-            died_with_guest = source.process.returncode is not None and self._resume_ns is None
+            if survivor is None and self._resume_ns is None:
+                # Where it lives on it holds a stopped guest that nobody can start any more, and that ends with it.
+                source_died_ns = self._faults.done_ns if source.process.returncode is not None else time.time_ns()
             await self._close_source()
         if survivor is not source and (survivor is None or not self._mechanism.keeps_port):
-            ended.append(EndedSide("source", self._source, self._faults.done_ns if died_with_guest else None))
+            ended.append(EndedSide("source", self._source, source_died_ns))
         if survivor is not destination:
             died_ns = self._faults.done_ns if destination.process.returncode is not None and self._resume_ns is not None else None
             if survivor is None and destination.process.returncode is None and self._resume_ns is not None:

@@ -12,6 +12,8 @@ __all__ = ["LEFT_ALONE", "continue_source", "last_words", "never_ran"]
 
 LEFT_ALONE = frozenset({"completed", "postcopy-paused"})
 """Statuses of a source that has no more to say, whatever became of its destination."""
+_LINES = 3
+"""What refused, what that made of the section, and of the migration."""
 _END_SEEN_S = 0.5
 """The end of a process, of its connection and of its migration are seen in any order, and within this time."""
 
@@ -22,8 +24,8 @@ async def last_words(destination: Machine) -> str:
     if destination.process.returncode is None:
         return ""
     lines = destination.process.read_output().decode(errors="replace").splitlines()
-    said = [line[line.index("qemu-system") :] for line in lines if "qemu-system" in line]
-    return f"the destination ended with: {' / '.join(said[-2:])}" if said else "the destination ended without a word"
+    said = dict.fromkeys(line[line.index("qemu-system") :] for line in lines if "qemu-system" in line and ": warning: " not in line)
+    return f"the destination ended with: {' / '.join([*said][-_LINES:])}" if said else "the destination ended without a word"
 
 
 async def never_ran(destination: Machine, *, resumed: Callable[[], bool]) -> bool:

@@ -144,9 +144,8 @@ class Machine:
                 raise
         finally:
             for leftover in (task, ended):
-                if not leftover.done():
-                    leftover.cancel()
-                    await asyncio.gather(leftover, return_exceptions=True)
+                leftover.cancel()
+                await asyncio.gather(leftover, return_exceptions=True)
 
     async def close(self) -> None:
         """End QEMU at once."""

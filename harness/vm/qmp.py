@@ -133,9 +133,8 @@ class Qmp(QMPClient):
                 raise self._process.error(f"it ended before it answered {command}")
             return task.result()
         finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)  # also one that failed in the moment in which nobody waited any more
 
     async def _end_known(self, limit: Deadline, *, command: str) -> None:
         """After a lost connection: `ProcessError` with the process's last words if it has ended, or does so now."""
