@@ -28,7 +28,7 @@ def key(spec: MachineSpec = SPEC, *, qemu_build: str = "q", image_digest: str = 
 
 @pytest.mark.parametrize(
     "change",
-    [{"accelerator": "kvm"}, {"vcpus": 2}, {"cpu": "max"}, {"memory_mib": 512}, {"machine": "pc"}, {"kernel": "/other"}, {"nics": ()}],
+    [{"accelerator": "kvm"}, {"vcpus": 2}, {"cpu": "max"}, {"memory_mib": 512}, {"machine": "pc"}, {"machine": "q35,hpet=off"}, {"kernel": "/other"}, {"nics": ()}],
 )
 def test_a_state_is_never_shared_between_different_machines(change):
     assert key(msgspec.structs.replace(SPEC, **change)) != key()
