@@ -15,6 +15,7 @@ from harness.builds import REFERENCE, QemuInstall, resolve_qemu
 from harness.cache import cache_dir
 from harness.errors import SwitchoverError
 from harness.host.facts import Check, Status, doctor_checks, host_facts
+from harness.model.defects import loses_writes
 from harness.vm.discovery import FEATURES, discover
 from harness.vm.image import load_image
 
@@ -49,7 +50,19 @@ async def all_checks(*, cache: Path) -> list[Check]:
     """The checks of QEMU and the guest image, which know their own places, and those of the host."""
     qemu, qemu_check = await _qemu(cache)
     host = await doctor_checks(cache=cache, qemu=qemu.argv_prefix if qemu else None)
-    return [qemu_check, await _reference(cache), _image(cache), *host]
+    kvm = any(check.name == "kvm" and check.status is Status.OK for check in host)
+    return [qemu_check, *_memory_check(qemu, kvm=kvm), await _reference(cache), _image(cache), *host]
+
+
+def _memory_check(qemu: QemuInstall | None, *, kvm: bool) -> list[Check]:
+    """Under KVM there is nothing to say."""
+    if qemu is None or kvm:
+        return []
+    name = "qemu-dirty-log"
+    if loses_writes(qemu.version, accelerator="tcg"):
+        why = f"{qemu.name}: under TCG, QEMU {qemu.version} now and then loses what a migrating guest writes (docs/tcg-dirty-log.md)"
+        return [Check(name, Status.WARN, why, "switchover qemu fetch 10.0, then name it: --set qemu.source=10.0 --set qemu.destination=10.0")]
+    return [Check(name, Status.OK, f"{qemu.name}: QEMU {qemu.version} keeps what a migrating guest writes under TCG")]
 
 
 async def _qemu(cache: Path) -> tuple[QemuInstall | None, Check]:

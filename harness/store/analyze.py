@@ -18,6 +18,7 @@ from harness.analysis.phases import Milestones, Phase, phases, sent_by_phase
 from harness.analysis.records import RecordFile, RecordKind, read_records
 from harness.analysis.sightings import NEVER, StopWindow
 from harness.model.addresses import MOBILE
+from harness.model.defects import lost_writes_note
 from harness.model.expect import check_expectations
 from harness.model.facts import MigrationFacts, RunFacts
 from harness.model.result import (
@@ -94,6 +95,7 @@ def analyze_run(run: RunDirectory) -> Analysis:
     witnesses = find_witnesses(run, facts, captures.get("peer"), tcp.connections)
     problems = (*(f"{stream.name}: the sender's records are missing" for stream in lost), *_problems(facts, ledgers))
     outcome = _outcome(facts, problems)
+    forgotten = lost_writes_note(facts, unexplained=sum(ledger.counts.unexplained for ledger in ledgers.values()))
     costs = switchover_costs(run, facts)
     draft = RunResult(
         run_id=facts.run_id, scenario=facts.scenario, outcome=outcome, verdict=Verdict.INCONCLUSIVE,
@@ -105,7 +107,7 @@ def analyze_run(run: RunDirectory) -> Analysis:
         marks=measures.mark_results(), calibration=facts.calibration,
         captures={n: CaptureResult(packets=c.packets, dropped=c.dropped) for n, c in facts.captures.items()},
         figures={**facts.figures, **_mechanism_figures(facts), **swallowed, **costs.figures},
-        notes=(*facts.notes, *costs.notes, *problems, *tcp.notes, *_witness_notes(witnesses)),
+        notes=(*facts.notes, *costs.notes, *problems, *tcp.notes, *_witness_notes(witnesses), *filter(None, [forgotten])),
     )  # fmt: skip
     verdict, failed = check_expectations(draft)
     return Analysis(msgspec.structs.replace(draft, verdict=verdict, expectations=failed), ledgers, found)

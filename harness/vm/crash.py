@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from harness.model.defects import KERNEL_PANICKED
 from harness.model.events import Timeline
 from harness.vm.machine import Machine
 
@@ -28,6 +29,6 @@ def guest_crash(machine: Machine, timeline: Timeline, *, since_ns: int) -> str |
     """What ended the guest in `machine`, if anything did since then: its kernel's panic, or a reset that it did not ask us for."""
     said = crash_in(machine.console.text) if machine.console is not None else None
     if said is not None:
-        return f"the guest's kernel panicked in {machine.spec.name}: {said}"
+        return f"{KERNEL_PANICKED} in {machine.spec.name}: {said}"
     reset = timeline.find("RESET", source=machine.role, after_ns=since_ns)
     return None if reset is None else f"the guest in {machine.spec.name} was reset ({reset.data.get('reason', 'no reason given')})"

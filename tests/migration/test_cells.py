@@ -57,7 +57,8 @@ def passes(scenario, options) -> Path:
 
 @pytest.fixture
 def qemu(request) -> str:
-    return request.config.getoption("--switchover-qemu") or "system"
+    marker = request.node.get_closest_marker("switchover")
+    return request.config.getoption("--switchover-qemu") or (marker.kwargs.get("qemu") if marker is not None else None) or "system"
 
 
 @pytest.mark.parametrize("trial", [marked(trial.name, trial) for trial in (*VARIETY, *FAILURES)])
