@@ -27,10 +27,14 @@ _REPLY = re.compile(r"\s*(?:re|aw|fwd?)\s*:", re.IGNORECASE)
 
 
 class _SeriesFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``series.toml``; `devices` are lines that the series adds to the device list (``CONFIG_X=y``)."""
+    """``series.toml``; `devices` are lines that the series adds to the device list (``CONFIG_X=y``).
+
+    With `in_reference` false the series is in a build only if it is asked for, or another needs it.
+    """
 
     title: str = ""
     needs: list[str] = []
+    in_reference: bool = True
     description: str = ""
     devices: list[str] = []
 
@@ -83,13 +87,16 @@ def resolve(items: Iterable[Path | str], *, scratch: Path, progress: Progress) -
 
 
 def reference_series(folder: Path) -> list[Path]:
-    """The series folders below `folder`, each after those its ``series.toml`` needs, otherwise by name."""
+    """The series folders below `folder`, each after those its ``series.toml`` needs, otherwise by name.
+
+    One that is not `in_reference` is among them only if another needs it.
+    """
     children = sorted(folder.iterdir()) if folder.is_dir() else []
     members = [each.resolve() for each in children if each.is_dir() and _is_series(each)]
     if not members:
         raise UsageError(f"{folder} has no patches and no series folders",
                          hint="a series is a folder with *.patch files")
-    return _with_needs(members)
+    return _with_needs([each for each in members if _about(each).in_reference])
 
 
 def _is_series(folder: Path) -> bool:

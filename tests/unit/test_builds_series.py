@@ -86,6 +86,18 @@ def test_series_come_after_what_they_need_and_otherwise_by_name(tmp_path):
     assert names(reference_series(tmp_path)) == ["b", "d", "c", "a"]
 
 
+def test_a_series_that_is_not_in_the_reference_comes_only_when_asked_for_or_needed(tmp_path):
+    for name in ("a", "b", "c"):
+        folder(tmp_path, name)
+    apart = tmp_path / "b" / "series.toml"
+    apart.write_text(apart.read_text() + "in_reference = false\n")
+    assert names(reference_series(tmp_path)) == ["a", "c"]
+    asked = resolve([tmp_path, tmp_path / "b"], scratch=tmp_path, progress=silent)
+    assert [each.name for each in asked] == ["a", "c", "b"]
+    folder(tmp_path, "d", needs=("b",))
+    assert names(reference_series(tmp_path)) == ["a", "b", "c", "d"]
+
+
 def test_one_series_brings_what_it_needs(tmp_path):
     folder(tmp_path, "base")
     top = folder(tmp_path, "top", needs=("base",))
