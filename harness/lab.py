@@ -464,7 +464,7 @@ class Lab:
             live = await self._watch(port)
         machine = self._machine(
             name, "destination", self.settings.destination, MOBILE, queues=self.settings.queues, incoming=True,
-            paused=plan.start_after_ms is not None,
+            paused=plan.starts_paused,
         )
         features = await discover(self.settings.destination, cache=self.settings.cache)
         machine.spec = mechanism.destination_spec(machine.spec, features=features)

@@ -153,6 +153,7 @@ class Recording:
         record = await self._lab.migrate(plan, deadline=deadline, capture=capture, respec=respec)
         self.figures["migration_s"] = time.monotonic() - began
         self.notes += record.notes
+        self.figures |= record.figures
         names = (source, *(machine.spec.name for machine in self._lab.machines if machine not in known))
         self._ended, self._stop_point = record.ended, record.stop_point
         self._migrations.append(self._facts_of(record, plan, began_ns, names))

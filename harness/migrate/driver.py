@@ -19,6 +19,7 @@ from harness.migrate.account import StopPoint
 from harness.migrate.cancel import cancelled_on_the_way
 from harness.migrate.faults import FaultInjector, find_survivor
 from harness.migrate.mechanisms.base import Mechanism, Report, Side, SwitchContext
+from harness.migrate.memory import differing_pages
 from harness.migrate.refusal import LEFT_ALONE, continue_source, last_words, never_ran
 from harness.migrate.watch import Watch
 from harness.migrate.ways import WayContext, make_way
@@ -80,6 +81,7 @@ class MigrationRecord:
     failure: str = ""
     survivor: str = "destination"
     ended: tuple[EndedSide, ...] = ()
+    figures: dict[str, float] = field(default_factory=dict)
 
     @property
     def moved(self) -> bool:
@@ -102,6 +104,7 @@ class MigrationDriver:
         self._destination_port = destination_port
         self._deadline = deadline
         self._notes: list[str] = []
+        self._figures: dict[str, float] = {}
         self._mechanism = mechanism
         self._context = SwitchContext(
             plan=plan, source=source, destination=destination, network=network, timeline=timeline, nic=nic,
@@ -233,12 +236,22 @@ class MigrationDriver:
                 await self._way.status(self._passage, status)
         if status == "completed":
             await self._way.arrive(self._passage)
-            if self._plan.start_after_ms is not None:
-                await asyncio.sleep(self._plan.start_after_ms / 1000)
+            if self._plan.starts_paused:
+                if self._plan.compare_memory:
+                    await self._compare_memory()
+                await asyncio.sleep((self._plan.start_after_ms or 0) / 1000)
                 await self._destination.machine.qmp.command("cont")
             if self._way.moves and self._resume_ns is None and self._destination.machine.process.returncode is None:
                 await self._wait_for_resume(watch)
         return status
+
+    async def _compare_memory(self) -> None:
+        """While neither side runs."""
+        pages = await differing_pages(self._source.machine, self._destination.machine, deadline=self._deadline)
+        self._figures["pages_differ"] = float(len(pages))
+        if pages:
+            shown = ", ".join(f"{page:#x}" for page in pages[:4]) + (", ..." if len(pages) > 4 else "")
+            self._notes.append(f"{len(pages)} pages of the guest's memory are not the same at the destination: {shown}")
 
     async def _wait_for_resume(self, watch: Watch) -> None:
         while self._resume_ns is None:
@@ -413,7 +426,7 @@ class MigrationDriver:
             completed_ns=next((t for name, t in self._statuses if name in _ENDED), None),
             report=report, stop_point=stop, undelivered_reason=reason,
             source_frames=tuple(map(tuple, await self._source.account.left(stop))) if stop is not None else (),
-            stranded=stranded, destination_info=destination_info, notes=tuple(self._notes), failure=failure,
+            stranded=stranded, destination_info=destination_info, notes=tuple(self._notes), failure=failure, figures=self._figures,
             survivor="destination" if moved else "source",
         )
 

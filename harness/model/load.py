@@ -410,6 +410,7 @@ def _least_s(scenario: Scenario) -> float:
 
 _MIGRATES = ", or take migration.mode = precopy or postcopy"
 _DEFAULT_OUTAGE_MS = MigrationSection().outage_ms
+_SOURCE_MEMORY_ENDS = ("x-ignore-shared", "release-ram", "background-snapshot", "x-colo")
 _NOT_IN_MODE = "means nothing in mode {s.migration.mode}: the guest does not migrate"
 
 _RULES: tuple[_Rule, ...] = (
@@ -443,6 +444,12 @@ _RULES: tuple[_Rule, ...] = (
           lambda s: _stays(s) and s.migration.fault is not None, _NOT_IN_MODE, "leave it out" + _MIGRATES),
     _Rule(("migration.start_after_ms", "migration.mode"),
           lambda s: _stays(s) and s.migration.start_after_ms is not None, _NOT_IN_MODE, "leave it out" + _MIGRATES),
+    _Rule(("migration.compare_memory", "migration.mode"),
+          lambda s: s.migration.compare_memory and (s.migration.mode is not MigrationMode.PRECOPY or s.migration.cancels),
+          "needs a source that stands still with all of the memory: precopy that is not cancelled", "set it to false, or migration.mode to precopy"),
+    _Rule(("migration.compare_memory", "migration.capabilities"),
+          lambda s: s.migration.compare_memory and any(each in s.migration.capabilities for each in _SOURCE_MEMORY_ENDS),
+          "can't be done with {s.migration.capabilities}: the source does not stand still with the memory", "leave one of them out"),
     _Rule(("migration.only_at_source", "migration.mode"),
           lambda s: _stays(s) and bool(s.migration.only_at_source), _NOT_IN_MODE, "set it to []" + _MIGRATES),
     _Rule(("migration.fault", "migration.cancel_at_switchover"),

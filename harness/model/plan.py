@@ -29,6 +29,7 @@ class MigrationPlan(msgspec.Struct, frozen=True, kw_only=True):
     cut_after_ms: float | None = None
     only_at_source: tuple[str, ...] = ()
     start_after_ms: float | None = None
+    compare_memory: bool = False
     fault: FaultSection | None = None
     obstacle: Obstacle | None = None
 
@@ -49,6 +50,7 @@ class MigrationPlan(msgspec.Struct, frozen=True, kw_only=True):
             cut_after_ms=section.cut_after_ms,
             only_at_source=section.only_at_source,
             start_after_ms=section.start_after_ms,
+            compare_memory=section.compare_memory,
             fault=section.fault,
             obstacle=section.obstacle,
         )
@@ -57,6 +59,11 @@ class MigrationPlan(msgspec.Struct, frozen=True, kw_only=True):
     def cancels(self) -> bool:
         """Whether the migration is meant to end cancelled."""
         return self.cancel_at_switchover or self.cancel_after_ms is not None or self.cancel_at_percent is not None
+
+    @property
+    def starts_paused(self) -> bool:
+        """Whether the destination waits to be told to go on."""
+        return self.start_after_ms is not None or self.compare_memory
 
     @property
     def shares_memory(self) -> bool:

@@ -235,7 +235,8 @@ class MigrationSection(_Section, frozen=True):
     `cancel_after_ms`: cancel so long after the start, if the guest has not moved by then. `cancel_at_percent`: cancel when so much of
     the memory was sent. `tls`: encrypted, with keys made for the lab. `cut_after_ms`: in postcopy, cut the migration link so long after
     the guest moved, and recover. `only_at_source`: capabilities that stay off at the destination. `start_after_ms`: the destination is
-    started with `-S`, and told to go on so long after the migration completed. `obstacle`: it is meant to fail on this.
+    started with `-S`, and told to go on so long after the migration completed. `compare_memory`: the same, and before it goes on, the guest's
+    memory is compared with the source's (`figures.pages_differ`). `obstacle`: it is meant to fail on this.
     """
 
     mode: MigrationMode = MigrationMode.PRECOPY
@@ -251,6 +252,7 @@ class MigrationSection(_Section, frozen=True):
     cut_after_ms: Annotated[float, Meta(ge=0, le=60_000)] | None = None
     only_at_source: tuple[str, ...] = ()
     start_after_ms: Annotated[float, Meta(ge=0, le=60_000)] | None = None
+    compare_memory: bool = False
     fault: FaultSection | None = None
     obstacle: Obstacle | None = None
 
