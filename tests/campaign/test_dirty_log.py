@@ -60,14 +60,13 @@ class Machine:
         self._socket.settimeout(LIMIT_S)
         wait(lambda: self._socket.connect_ex(str(path)) == 0 or self._process.poll() is not None, every_s=0.02)
         assert self._process.poll() is None, self._words.read_text()
-        self._lines = self._socket.makefile("rw")
+        self._lines = self._socket.makefile("r")
         self._lines.readline()
         self("qmp_capabilities")
 
     def __call__(self, command: str, **arguments: Any) -> Any:
         try:
-            self._lines.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
-            self._lines.flush()
+            self._socket.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
             while line := self._lines.readline():
                 answer = json.loads(line)
                 assert "error" not in answer, (command, answer)
