@@ -94,11 +94,11 @@ async def run_nested(
     results.mkdir(parents=True, exist_ok=True)
     (results / _DONE).unlink(missing_ok=True)
     known = set(results.iterdir())
-    await _save_states(scenarios, results=results, cache=cache, progress=progress)
     async with AsyncExitStack() as stack:
         work = _work_folder(stack)
         progress("looking for the first-level guest's kernel")
         kernel, modules = await _kernel(host_kernel, cache=cache, work=work)
+        await _save_states(scenarios, results=results, cache=cache, progress=progress)
         (work / "linux").write_bytes(kernel)
         command = _command(arguments, results=results, cache=cache)
         (work / "initrd.cpio").write_bytes(await _initrd(modules, command=command, results=results, cache=cache, named=_paths_in(arguments)))
@@ -225,7 +225,10 @@ async def _kernel(host_kernel: str, *, cache: Path, work: Path) -> tuple[bytes, 
     folder = next((each for each in candidates if each.is_dir()), None)
     wishes = [ModuleWish(name=each, required=each in _NEEDED) for each in (*_NEEDED, *_WANTED)]
     vmlinux = extract_vmlinux(bzimage, what=str(path))
-    modules = resolve_modules(wishes, folder=folder, vmlinux=lambda: vmlinux, release=release)
+    try:
+        modules = resolve_modules(wishes, folder=folder, vmlinux=lambda: vmlinux, release=release)
+    except UsageError as error:
+        raise UsageError(error.message, hint=f"build them in, or have the modules in {' or '.join(map(str, candidates))}") from None
     return vmlinux if has_pvh_entry(vmlinux) else bzimage, modules
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shlex
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness import nested
-from harness.errors import EnvironmentLackError
+from harness.errors import EnvironmentLackError, UsageError
 from harness.host.deadline import PATIENCE, Deadline
 
 CACHE, RESULTS = Path("/root/a cache"), Path("/srv/results")
@@ -59,6 +60,20 @@ def test_a_missing_program_is_a_lack_with_its_mend(monkeypatch):
     with pytest.raises(EnvironmentLackError, match="the nested lab needs virtiofsd") as lack:
         nested._program("virtiofsd", "/nowhere/virtiofsd")
     assert "apt-get install" in str(lack.value.hint)
+
+
+def test_a_host_kernel_that_is_none_is_refused_before_anything_boots(tmp_path, monkeypatch):
+    async def boots(*args, **kwargs):
+        raise AssertionError("nothing is to be booted")
+
+    monkeypatch.setattr(nested, "_save_states", boots)
+    monkeypatch.setattr(nested, "_program", lambda *names: names[0])
+    monkeypatch.setattr(nested.os, "geteuid", lambda: 0)
+    other = tmp_path / "kernel"
+    other.write_text("no kernel")
+    for path, said in ((tmp_path / "nowhere", "there is no kernel"), (other, "is not an x86 Linux kernel")):
+        with pytest.raises(UsageError, match=said):
+            asyncio.run(nested.run_nested(["run"], scenarios=(), host_kernel=str(path), results=tmp_path, cache=tmp_path, progress=lambda _: None))
 
 
 def test_patience_makes_every_deadline_longer(monkeypatch):
