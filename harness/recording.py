@@ -27,7 +27,7 @@ from harness.capture.bpf import drop_probes_bytecode
 from harness.capture.live import LiveFrame
 from harness.capture.ring import CapturePoint, CaptureSet
 from harness.errors import GuestCrashError, MigrationError, SwitchoverError, TestbedError, UsageError
-from harness.host.deadline import Deadline
+from harness.host.deadline import PATIENCE, Deadline
 from harness.host.drops import PortDrops
 from harness.host.facts import host_facts
 from harness.host.network import Port, PortCounters
@@ -123,6 +123,7 @@ class Recording:
         A guest that has crashed by then is the recording's `failure`; its records went with it. `GuestCrashError` when it crashes now.
         """
         began = time.monotonic()
+        drain_s *= PATIENCE
         if (crash := self._crash()) is not None:
             self.failure = self.failure or crash
             self.notes.append(crash)

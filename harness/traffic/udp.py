@@ -24,6 +24,8 @@ class UdpTraffic:
         await self._pair.start(deadline=deadline)
 
     async def stop(self, folder: Path, *, drain_s: float, deadline: Deadline) -> list[dict[str, Any]]:
+        """A sender that is slow to obey may send for a while yet: what is on its way counts from its own word that it has stopped."""
         await self._pair.stop_sending()
+        await self._pair.stopped(deadline=deadline)
         await asyncio.sleep(drain_s)
         return await self._pair.finish(folder, deadline=deadline)
