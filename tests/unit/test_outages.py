@@ -20,7 +20,6 @@ from harness.analysis.ledger import Ledger, account
 from harness.analysis.outages import delays, find_outages, longest_gap_ns, network_downtime
 from harness.analysis.pcapng import INBOUND, OUTBOUND
 from harness.analysis.phases import Milestones, PhaseName, phase_of, phases, sent_by_phase
-from harness.analysis.ring import RingReading, frames_in_ring, swallowed_frames
 from harness.analysis.sightings import StopWindow
 from harness.analysis.synthetic import capture_of, frames_batch, probe_batch, received_file, sent_file
 from harness.model.scenario import Direction
@@ -240,33 +239,6 @@ def test_announcements_are_found() -> None:
     assert first_frame_ns(columns, mac=MAC, after_ns=T0 + 1) == T0 + MS
     assert first_frame_ns(columns, mac="02:00:00:00:00:77") is None
     assert mac_text(mac_number(MAC)) == MAC
-
-
-@unhurried
-@given(
-    sizes=st.lists(st.integers(60, 9000), min_size=1, max_size=200),
-    base=st.integers(0, 65_535),
-    data=st.data(),
-)
-def test_the_used_index_tells_how_many_frames_the_guest_has(sizes: list[int], base: int, data: st.DataObject) -> None:
-    first = data.draw(st.integers(0, len(sizes)))
-    taken = data.draw(st.integers(first, len(sizes)))
-    buffers = [-(-(size + 12) // 1536) for size in sizes]
-    reading = RingReading(used_index=base, frames=first)
-    used = (base + sum(buffers[first:taken])) % 65_536
-    assert frames_in_ring(sizes, base=reading, used_index=used, buffer_bytes=1536) == taken
-
-
-def test_a_used_index_that_fits_no_frame_proves_nothing() -> None:
-    reading = RingReading(used_index=10, frames=0)
-    assert frames_in_ring([3000, 3000], base=reading, used_index=11, buffer_bytes=1536) is None
-    assert frames_in_ring([3000, 3000], base=reading, used_index=15, buffer_bytes=1536) is None
-
-
-def test_frames_inside_qemu() -> None:
-    assert swallowed_frames(sent=10, in_ring=6, in_queue=2) == range(6, 8)
-    assert swallowed_frames(sent=10, in_ring=9, in_queue=2) is None
-    assert swallowed_frames(sent=10, in_ring=0, in_queue=11) is None
 
 
 def test_a_null_run_sets_the_tolerances() -> None:
