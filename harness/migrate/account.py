@@ -367,7 +367,6 @@ class FrameAccount:
             used_index=ring.used_index, doubtful=doubtful,
         )  # fmt: skip
 
-
     def _since_a_mark(self, ring: ReceiveRing, recent: Sequence[LiveFrame], *, stop_ns: int) -> int | None:
         """How many frames are missing, counted off in the ring from the newest quiet moment before the stop. None where there was none near enough.
 

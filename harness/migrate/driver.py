@@ -509,5 +509,3 @@ class MigrationDriver:
         except TestbedError:
             pass  # it is killed below, which for a machine that is done makes no difference
         await machine.close()
-
-

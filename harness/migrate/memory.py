@@ -9,9 +9,9 @@ __all__ = ["differing_pages", "memory_ranges"]
 
 PAGE_BYTES = 4096
 _CHUNK_BYTES = 64 << 20
-_LOW_BYTES = 2 << 30
-_ALL_LOW_BYTES = 2816 << 20
-"""A q35 with less memory than this has all of it below 4 GiB; one with more has `_LOW_BYTES` there, and the rest above."""
+_MIB = 1 << 20
+_SPLITS = {True: (2816 * _MIB, 2048 * _MIB), False: (3584 * _MIB, 3072 * _MIB)}
+"""By whether it is a q35: a guest with less memory than the first has all of it below 4 GiB; one with more has the second there, the rest above."""
 _HIGH_ADDRESS = 4 << 30
 
 
@@ -23,7 +23,7 @@ async def differing_pages(source: Machine, destination: Machine, *, deadline: De
 
     await deadline.poll(loaded, awaited="the destination to have loaded the guest")
     found: list[int] = []
-    for start, size in memory_ranges(source.spec.memory_mib):
+    for start, size in memory_ranges(source.spec.memory_mib, q35="q35" in source.spec.machine):
         for address in range(start, start + size, _CHUNK_BYTES):
             count = min(_CHUNK_BYTES, start + size - address)
             here = await source.guest_memory(address, count)
@@ -35,9 +35,8 @@ async def differing_pages(source: Machine, destination: Machine, *, deadline: De
     return found
 
 
-def memory_ranges(memory_mib: int) -> list[tuple[int, int]]:
-    """Guest physical address and size of each part of a q35's memory."""
-    size = memory_mib << 20
-    if size < _ALL_LOW_BYTES:
-        return [(0, size)]
-    return [(0, _LOW_BYTES), (_HIGH_ADDRESS, size - _LOW_BYTES)]
+def memory_ranges(memory_mib: int, *, q35: bool) -> list[tuple[int, int]]:
+    """Guest physical address and size in bytes of each part of a PC's memory, q35 or i440fx."""
+    size = memory_mib * _MIB
+    all_low, low = _SPLITS[q35]
+    return [(0, size)] if size < all_low else [(0, low), (_HIGH_ADDRESS, size - low)]

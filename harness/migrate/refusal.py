@@ -46,4 +46,3 @@ async def continue_source(source: Machine, *, event: Callable[[str, dict[str, ob
     event("taken-back", {})
     await source.qmp.command("cont")
     note("the source had completed its migration, and was continued since its destination ended without the guest")
-

@@ -28,6 +28,7 @@ PAGES = 32
 LOW, HIGH = MIB, 0x5F40000
 NMIS = 0x30000
 LIMIT_S = 120
+DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
 
 LOSING = {"10.0": "10.0.13", "11.1": "11.1.3"}
 """Releases with two blocks of memory: name in the list, and the version that was seen to lose writes."""
@@ -53,7 +54,7 @@ class Machine:
         path = folder / f"{name}.qmp"
         with self._words.open("wb") as words:
             self._process = subprocess.Popen(
-                [*qemu.start, "-accel", "tcg", "-machine", "q35", "-m", str(MEMORY_MIB), *blocks, "-nodefaults", "-display", "none",
+                [*DIES_WITH_US, *qemu.start, "-accel", "tcg", "-machine", "q35", "-m", str(MEMORY_MIB), *blocks, "-nodefaults", "-display", "none",
                  "-bios", str(rom), "-qmp", f"unix:{path},server=on,wait=off", *options],
                 stdin=subprocess.DEVNULL, stderr=words)
         self._socket = socket.socket(socket.AF_UNIX)

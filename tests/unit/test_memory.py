@@ -19,7 +19,7 @@ class Guest:
     """A machine with 65 MiB of zeros (one more than is read at once) but for what is said; not loaded at the first question."""
 
     def __init__(self, *, other: tuple[int, ...] = ()) -> None:
-        self.spec = SimpleNamespace(memory_mib=65)
+        self.spec = SimpleNamespace(memory_mib=65, machine="pc-q35-10.0")
         self.qmp = self
         self._memory = bytearray(65 * MIB)
         for address in other:
@@ -44,13 +44,15 @@ def test_differing_pages_are_named_once_each(run):
     assert found == [4096, 64 * MIB, 65 * MIB - 4096]
 
 
-@pytest.mark.parametrize(("mib", "parts"), [
-    (256, [(0, 256 * MIB)]),
-    (2815, [(0, 2815 * MIB)]),
-    (2816, [(0, 2048 * MIB), (4096 * MIB, 768 * MIB)]),
+@pytest.mark.parametrize(("mib", "q35", "parts"), [
+    (256, True, [(0, 256 * MIB)]),
+    (2815, True, [(0, 2815 * MIB)]),
+    (2816, True, [(0, 2048 * MIB), (4096 * MIB, 768 * MIB)]),
+    (3583, False, [(0, 3583 * MIB)]),
+    (3584, False, [(0, 3072 * MIB), (4096 * MIB, 512 * MIB)]),
 ])
-def test_parts_of_memory(mib, parts):
-    assert memory_ranges(mib) == parts
+def test_parts_of_memory(mib, q35, parts):
+    assert memory_ranges(mib, q35=q35) == parts
 
 
 @pytest.mark.parametrize("settings", [

@@ -26,7 +26,7 @@ def test_what_the_series_add_is_off():
         pytest.skip(error.message)
     ours, theirs = socket.socketpair()
     argv = [
-        *qemu.start, "-machine", "pc-q35-10.0", "-accel", "tcg", "-m", "64", "-nodefaults", "-display", "none", "-S",
+        "setpriv", "--pdeathsig", "KILL", "--", *qemu.start, "-machine", "pc-q35-10.0", "-accel", "tcg", "-m", "64", "-nodefaults", "-display", "none", "-S",
         "-netdev", "socket,id=n0,udp=127.0.0.1:9,localaddr=127.0.0.1:0", "-device", "virtio-net-pci,netdev=n0,romfile=,id=nic",
         "-object", "filter-mirror,id=mirror,netdev=n0,queue=tx,outdev=out", "-chardev", "null,id=out",
         "-chardev", f"socket,id=qmp,fd={theirs.fileno()}", "-mon", "chardev=qmp,mode=control",
