@@ -60,6 +60,21 @@ def test_an_echo_comes_back_once_and_carries_its_request_s_send_time(launch: Lau
     assert figures[9]["received"] == echo_figures[9]["sent"] == 100
 
 
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_a_sender_s_port_is_its_own(launch: Launch, address: str) -> None:
+    """Else the kernel gives the same one to another, now and then, and one of them gets the replies of both."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as receiver, socket.socket(family, socket.SOCK_DGRAM) as other:
+        receiver.bind((address, 0))
+        receiver.settimeout(20)
+        sender = launch(f"id=1,role=send,dst={address},port={receiver.getsockname()[1]},rate=100,count=1")
+        _, its_own = receiver.recvfrom(2048)
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with pytest.raises(OSError, match="in use"):
+            other.bind((address, its_own[1]))
+        sender.finish()
+
+
 def test_the_schedule_is_exact_and_lateness_never_skips_a_packet(launch: Launch, port: int) -> None:
     sender = launch(f"id=1,role=send,dst=127.0.0.1,port={port},rate=333.3,count=200", options=("--wait",))
     sender.start()

@@ -80,7 +80,9 @@ void stream_open(struct stream *stream)
     stream->fd = socket(family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     if (stream->fd < 0)
         system_error("stream %u: socket", options->id);
-    set_int(stream, SOL_SOCKET, SO_REUSEADDR, 1, "SO_REUSEADDR");
+    /* Not a sender: the kernel could give it the port of another that may be used again, and its replies would go there. */
+    if (options->role != ROLE_SEND)
+        set_int(stream, SOL_SOCKET, SO_REUSEADDR, 1, "SO_REUSEADDR");
     set_int(stream, SOL_SOCKET, SO_TIMESTAMPNS, 1, "SO_TIMESTAMPNS");
     enlarge_receive_buffer(stream);
     if (options->ifname[0]) {
